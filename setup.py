@@ -1,0 +1,36 @@
+"""Packaging.  The versions that were tested together are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+atari = ["ale-py>=0.11", "opencv-python-headless"]
+envpool = ["envpool>=1.2"]
+dm_control = ["shimmy[dm-control]>=2.0"]
+plot = ["matplotlib"]
+test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
+
+setup(
+    name="rlsurreal",
+    version="0.1.0",
+    description="Deep reinforcement learning at the speed of the machine: PyTorch, shared memory, one to many learners",
+    packages=find_packages(include=["rlsurreal", "rlsurreal.*"]),
+    package_data={"rlsurreal": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.8",
+        "numpy>=1.26,<3",
+        "gymnasium[mujoco]>=1.1",
+        "mujoco>=3.1",
+        "psutil",
+        "pyprind",
+        "tensorboard",
+        "cloudpickle",
+        "typing-extensions>=4.1",
+    ],
+    extras_require={
+        "atari": atari,
+        "envpool": envpool,
+        "dm-control": dm_control,
+        "plot": plot,
+        "dev": atari + envpool + dm_control + plot + test,
+    },
+)
