@@ -1,0 +1,283 @@
+"""The vocabulary: the data that flows through rlsurreal, and what its parts ask of each other.
+
+Data is ``[T, B]``: T time steps (rows) by B environments (columns).  A slot has T rows and one bootstrap row, so its arrays
+have ``T + 1`` rows.  Environments reset on the step after the one that ended the episode:
+
+    row         t              t+1             t+2
+    step        ends episode   reset row       first of the next
+    valid       True           False           True
+    first       False          False           True
+    observation before t       true final one  first of the next
+    terminated  True (or       False           False
+    truncated   ... True)
+
+so that the observation after row t is row t+1, always.  This module needs numpy and gymnasium, never torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    import torch
+
+
+# ---------------------------------------------------------------- data
+
+
+class AgentInputs(NamedArrayTuple):
+    """What an agent sees in one row, leading dimensions ``[B]`` or ``[T, B]``."""
+
+    observation: Tree
+    prev_action: Tree = None  # action of the row before; null where `first`
+    prev_reward: Any = None  # float32, reward of the row before; 0 where `first`
+
+
+class AgentStep(NamedArrayTuple):
+    """What an agent answers for one row."""
+
+    action: Tree  # the policy's own, before the environment's border clips and rescales it
+    agent_info: Tree = None  # what the algorithm wants recorded: distribution parameters, log-probability, value
+
+
+class Noise(NamedArrayTuple):
+    """Random numbers for one row: the only source of chance in `Agent.act`."""
+
+    normal: Any = None  # float32 [..., num_normal], standard normal
+    uniform: Any = None  # float32 [..., num_uniform], in [0, 1)
+
+
+class AgentSamples(NamedArrayTuple):
+    """The agent's half of a slot."""
+
+    action: Tree  # [T+1, B]; row T is not filled
+    prev_action: Tree  # [T+1, B] or None
+    agent_info: Tree  # [T+1, B]; row T is not filled
+    agent_state: Tree  # [T / state_interval + 1, B]: the state before rows 0, interval, 2 interval, ..., T; or None
+
+
+class EnvSamples(NamedArrayTuple):
+    """The environments' half of a slot.  Row T of the fields marked * is filled, and is row 0 of the next slot."""
+
+    observation: Tree  # * [T+1, B]
+    reward: Any  # float32 [T+1, B]
+    prev_reward: Any  # * float32 [T+1, B] or None
+    terminated: Any  # bool [T+1, B]: the MDP ended at this row: bootstrap 0
+    truncated: Any  # bool [T+1, B]: cut off at this row: bootstrap from the observation of row t+1
+    valid: Any  # bool [T+1, B]: the action of this row was applied to the environment
+    first: Any  # * bool [T+1, B]: agent state, previous action and previous reward are null at this row
+    env_info: Tree  # [T+1, B]: recorded entries of the info dictionaries, or None
+
+
+class Samples(NamedArrayTuple):
+    """One slot of experience."""
+
+    agent: AgentSamples
+    env: EnvSamples
+    policy_version: Any  # int64 [T+1, B]: the version of the parameters that chose the action
+
+
+class EnvStep(NamedArrayTuple):
+    """Where a `VectorEnv` writes one step: views ``[B]`` into row t, and into row t+1 for what the step leads to."""
+
+    observation: Tree  # row t+1
+    reward: Any
+    terminated: Any
+    truncated: Any
+    valid: Any
+    first: Any  # row t+1
+    env_info: Tree
+
+
+# ---------------------------------------------------------------- descriptions
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """The size of a slot, and where its columns stand among all environments of the run.
+
+    Random streams, seeds and exploration scales are keyed by the global index of an environment, so that a run does not
+    depend on how its environments are divided over workers, groups and ranks.
+    """
+
+    num_steps: int  # T
+    num_envs: int  # B
+    first_env: int = 0  # global index of column 0
+    total_envs: int = 0  # environments over all ranks; 0: num_envs
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"BatchSpec.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.total_envs == 0:
+            object.__setattr__(self, "total_envs", self.first_env + self.num_envs)
+        if self.first_env < 0 or self.first_env + self.num_envs > self.total_envs:
+            raise ValueError(
+                f"BatchSpec: environments {self.first_env} to {self.first_env + self.num_envs - 1} do not lie "
+                f"within total_envs={self.total_envs}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Rows times columns."""
+        return self.num_steps * self.num_envs
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What agents see and answer: single-environment spaces at the agent's side of the environment's border.
+
+    Bounded boxes of actions are [-1, 1] here whatever their bounds in the environment; float64 is float32.
+    """
+
+    observation: gym.Space
+    action: gym.Space
+
+
+@dataclass(frozen=True)
+class NoiseSpec:
+    """How many random numbers one environment needs for one action."""
+
+    normal: int = 0
+    uniform: int = 0
+
+    def __add__(self, other: NoiseSpec) -> NoiseSpec:
+        return NoiseSpec(self.normal + other.normal, self.uniform + other.uniform)
+
+
+@dataclass(frozen=True)
+class TrajInfo:
+    """Statistics of one whole game, whatever parts of it the learner called an episode."""
+
+    env: int  # global index
+    total_reward: float  # undiscounted sum of the rewards the learner saw
+    length: int  # environment steps
+    discounted_return: float
+    score: float  # undiscounted sum before reward clipping or shaping (equal to `total_reward` where there is none)
+
+
+# ---------------------------------------------------------------- what the parts ask of each other
+
+
+class VectorEnv(Protocol):
+    """A batch of environments with next-step reset, stepped together and written straight into the slot."""
+
+    num_envs: int
+    spaces: Spaces
+    info_example: Tree  # env_info of one environment, or None
+    can_skip: bool  # whether single environments can be left out of a step
+    position: np.ndarray | None  # int64 []: if given, the global index of the environment being stepped is kept there
+
+    def reset(self, observation: Tree) -> None:
+        """Start new episodes everywhere and write their first observations, ``[B]``."""
+
+    def step(self, action: Tree, out: EnvStep, skip: np.ndarray | None = None) -> None:
+        """Apply ``action`` ``[B]`` and write all fields of ``out``.
+
+        An environment whose episode ended in its last step is reset instead: it ignores the action, its row is not
+        ``valid``, reward and flags are 0, and ``first`` is set.  Where ``skip`` is set nothing happens to the environment:
+        ``valid`` and the flags are cleared, and ``observation`` and ``first`` are left for the caller.
+        """
+
+    def close(self) -> None:
+        """Free what the environments hold.  May be called twice."""
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """What can be saved and continued bit for bit."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+class EnvSpec(Protocol):
+    """A picklable recipe for a batch of environments."""
+
+    def make(self, num_envs: int, first_env: int, seed: int) -> VectorEnv:
+        """Environments ``first_env`` to ``first_env + num_envs - 1`` of the run, each seeded by (seed, global index)."""
+
+    def preload_modules(self) -> tuple[str, ...]:
+        """Modules that a worker process will import anyway (loaded once, then shared between workers)."""
+
+
+class Agent(Protocol):
+    """Chooses actions.  Whatever it carries from step to step is an argument and a result, owned by the caller."""
+
+    spaces: Spaces
+    version: int  # of the parameters now in use
+    noise_spec: NoiseSpec
+    uses_previous: bool  # whether prev_action and prev_reward are wanted
+    device: torch.device
+
+    def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
+        """Build the model."""
+
+    def initial_state(self, num_envs: int) -> Tree:
+        """The null state, ``[B]`` tensors, or None for agents without memory."""
+
+    def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
+        """Choose actions for ``[B]`` inputs; without noise the most likely ones (deterministic evaluation)."""
+
+    def publish(self, version: int) -> None:
+        """Make the present parameters, as ``version``, available to every copy of this agent."""
+
+
+class Algorithm(Protocol):
+    """Learns from samples."""
+
+    discount: float
+
+    def initialize(self, agent: Any, batch: BatchSpec, *, seed: int) -> None:
+        """Build optimizers and other run-time state."""
+
+    def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
+        """Learn from one slot, the part ``progress`` of the run being done.
+
+        Returns metrics: numbers, or 0-dim tensors that may still be on the device.
+        """
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Sampler(Protocol):
+    """Steps environments with an agent and hands out slots of experience."""
+
+    batch: BatchSpec
+
+    def connect(self, *, seed: int) -> Spaces:
+        """Find out the spaces (the environments may be built by this)."""
+
+    def initialize(self, agent: Any, *, discount: float) -> None:
+        """Allocate the slots and start sampling processes.  ``agent`` is initialized already."""
+
+    def obtain(self) -> Samples:
+        """The next slot, torch tensors ``[T+1, B]`` over the sampler's memory, leased until `release`."""
+
+    def release(self, samples: Samples) -> None:
+        """Give the slot back to be filled anew."""
+
+    def pop_trajectories(self) -> list[TrajInfo]:
+        """Games that ended in the slots obtained since the last call."""
+
+    def evaluate(self) -> list[TrajInfo]:
+        """Play a fixed number of episodes in each evaluation environment, without touching the sampling state."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What can be saved of the sampling state."""
+
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """Continue from `get_state`; False where environments begin new episodes instead."""
+
+    def close(self) -> None:
+        """Stop all processes and free all memory.  May be called twice."""

@@ -1,0 +1,170 @@
+"""Which CPUs the processes of a run use, and how many threads.
+
+Called by samplers when they start workers, and by launchers that run several experiments on one machine.  Works with
+one CPU, without a GPU, in containers, and where processes cannot be pinned (macOS): there everything runs unpinned.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_CAN_PIN = hasattr(os, "sched_setaffinity")
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """CPU numbers and thread counts of one run's processes; no CPUs mean: not pinned."""
+
+    master_cpus: tuple[int, ...] = ()
+    worker_cpus: tuple[tuple[int, ...], ...] = ((),)  # one entry for each worker
+    master_threads: int = 1  # of PyTorch, in the process that learns
+    worker_threads: int = 1  # of PyTorch, in each worker
+
+    def __post_init__(self) -> None:
+        if not self.worker_cpus:
+            raise ValueError("Affinity.worker_cpus is empty; give an entry for each worker: () leaves it unpinned")
+        for name in ("master_threads", "worker_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Affinity.{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def num_workers(self) -> int:
+        """How many worker processes this is for."""
+        return len(self.worker_cpus)
+
+
+def make_affinity(
+    num_workers: int | None = None, cpus: Iterable[int] | None = None, worker_threads: int = 1
+) -> Affinity:
+    """Divide ``cpus`` among ``num_workers`` workers; the master, idle while workers step, may use all of them.
+
+    Args:
+        num_workers: default: one for each CPU there is time for.
+        cpus: of this run; default: all that this process may use.  Experiments that share a machine take parts that
+            `split_cpus` makes.
+        worker_threads: PyTorch threads of each worker.
+
+    Workers own CPUs apart from each other as long as there are enough, hyperthreads of one core staying together; with
+    more workers than CPUs each CPU serves about equally many.  Nobody is pinned where the operating system cannot, nor
+    where a container's quota gives less time than there are CPUs: neighbours under the same quota would pick the same
+    few CPUs.
+
+    Raises:
+        ValueError: ``num_workers`` below 1, or ``cpus`` that this process may not use.
+    """
+    allowed = usable_cpus()
+    chosen = allowed if cpus is None else tuple(sorted(set(cpus)))
+    if not chosen or not set(chosen) <= set(allowed):
+        raise ValueError(
+            f"cpus is {format_cpus(chosen) or 'empty'}; this process may use {format_cpus(allowed)}: choose among these"
+        )
+    quota = cpu_quota()
+    num_cpus = len(chosen) if quota is None else min(len(chosen), max(1, math.ceil(quota)))
+    num_workers = num_cpus if num_workers is None else num_workers
+    if num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}; it must be at least 1")
+    master_threads = min(num_cpus, len({_place(cpu)[:2] for cpu in chosen}))  # hyperthreads slow matrix products down
+    if not _CAN_PIN or num_cpus < len(chosen):
+        return Affinity((), ((),) * num_workers, master_threads, worker_threads)
+    parts = split_cpus(chosen, min(num_workers, len(chosen)))
+    return Affinity(chosen, tuple(parts[w % len(parts)] for w in range(num_workers)), master_threads, worker_threads)
+
+
+def split_cpus(cpus: Sequence[int], num_parts: int) -> list[tuple[int, ...]]:
+    """Divide ``cpus`` into parts that do not overlap, cover all, and differ in size by at most one.
+
+    Neighbours in the machine (hyperthreads of a core, cores of a socket) stay together where the sizes allow it.
+    """
+    if not 1 <= num_parts <= len(cpus):
+        raise ValueError(f"num_parts is {num_parts}; {len(cpus)} CPUs can be divided into 1 to {len(cpus)} parts")
+    near = sorted(cpus, key=_place)
+    bounds = [len(near) * i // num_parts for i in range(num_parts + 1)]
+    return [tuple(sorted(near[low:high])) for low, high in zip(bounds, bounds[1:])]
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """The CPUs that this process may use, in rising order."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs' worth of time that this process's control group (version 1 or 2) grants; None: no limit, or not known.
+
+    ``root`` is where the file system's /proc and /sys are found.
+    """
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
+            # Any group on the way up may be the one that limits.  In a container the path may be the host's, which does
+            # not exist here; its own group is the mount itself, the last of these.
+            group = Path(path.lstrip("/"))
+            quotas += [_group_quota(root / mount / part) for part in (group, *group.parents)]
+    limits = [quota for quota in quotas if quota is not None]
+    return min(limits) if limits else None
+
+
+def _group_quota(folder: Path) -> float | None:
+    quota, period = (_read(folder / "cpu.max").split() or ["max", ""])[:2]
+    if quota == "max":
+        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
+
+
+def pin(cpus: Sequence[int]) -> bool:
+    """Let the calling thread, and threads and processes it starts, run on ``cpus`` only; True when that was done.
+
+    Call it first thing in a worker: threads that exist already (of OpenMP, say) stay where they are.  Does nothing for
+    no CPUs or where the operating system cannot pin; a refusal (some containers forbid it) is logged and costs speed
+    only.
+    """
+    if not cpus or not _CAN_PIN:
+        return False
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        _log.warning("cannot pin process %d to CPUs %s (%s); it runs unpinned", os.getpid(), format_cpus(cpus), error)
+        return False
+    return True
+
+
+def set_torch_threads(num_threads: int) -> None:
+    """How many threads PyTorch's CPU operations use in this process (imports torch)."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+
+
+def format_cpus(cpus: Iterable[int]) -> str:
+    """CPU numbers as Linux tools (taskset, cpuset) write them: ``0-3,8``."""
+    runs: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if runs and cpu == runs[-1][1] + 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def _place(cpu: int) -> tuple[int, int, int]:
+    """Socket, core and number of a CPU: an order in which neighbours in the machine are neighbours."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    package, core = _read(topology / "physical_package_id").strip(), _read(topology / "core_id").strip()
+    return int(package or 0), int(core or cpu), cpu
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""  # not there: another system, or a container that hides it

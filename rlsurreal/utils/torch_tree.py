@@ -1,0 +1,56 @@
+"""Structures of tensors: PyTorch's side of `namedarraytuple`.
+
+Imported by everything that uses torch on structures; importing it makes every `NamedArrayTuple` class, present and future,
+a node of `torch.utils._pytree`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree
+
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, on_new_class, tree_map
+
+
+def _register(cls: type[NamedArrayTuple]) -> None:
+    def flatten(tree: NamedArrayTuple) -> tuple[list[Any], tuple[bool, ...]]:
+        return [value for value in tree if value is not None], tuple(value is None for value in tree)
+
+    def unflatten(children: Any, empty: tuple[bool, ...]) -> NamedArrayTuple:
+        values = iter(children)
+        return cls._make(None if is_empty else next(values) for is_empty in empty)
+
+    _pytree.register_pytree_node(cls, flatten, unflatten)
+
+
+on_new_class(_register)
+
+
+def to_torch(tree: Tree) -> Tree:
+    """Tensors over the memory of numpy arrays (tensors stay)."""
+    return tree_map(lambda a: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.asarray(a)), tree)
+
+
+def to_numpy(tree: Tree) -> Tree:
+    """Numpy arrays over the memory of CPU tensors."""
+    return tree_map(lambda t: t if isinstance(t, np.ndarray) else t.detach().numpy(), tree)
+
+
+def to_device(tree: Tree, device: torch.device | str) -> Tree:
+    """The tree on ``device``; copies from pinned memory do not wait."""
+    return tree_map(lambda t: t.to(device, non_blocking=True), tree)
+
+
+def where_first(first: torch.Tensor, null: Tree, tree: Tree) -> Tree:
+    """``null`` where ``first`` ``[B]`` is set, ``tree`` elsewhere, leaf by leaf."""
+    return tree_map(
+        lambda n, t: torch.where(first.reshape(first.shape + (1,) * (t.dim() - first.dim())), n, t), null, tree
+    )
+
+
+def num_bytes(tree: Tree) -> int:
+    """Memory of all leaves."""
+    return sum(leaf.nbytes for leaf in leaves(tree))

@@ -1,0 +1,194 @@
+"""CPUs are divided without overlap, on machines and containers that are made up as files."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlsurreal.utils import affinity
+from rlsurreal.utils.affinity import Affinity, cpu_quota, format_cpus, make_affinity, pin, split_cpus, usable_cpus
+from rlsurreal.utils.config import from_tree, to_tree
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """8 CPUs, 4 cores in 2 sockets; hyperthread c belongs to the core of c + 4; no quota."""
+    monkeypatch.setattr(affinity, "_place", lambda cpu: (cpu % 4 // 2, cpu % 4, cpu))
+    monkeypatch.setattr(affinity, "usable_cpus", lambda: tuple(range(8)))
+    monkeypatch.setattr(affinity, "cpu_quota", lambda: None)
+    monkeypatch.setattr(affinity, "_CAN_PIN", True)
+    return monkeypatch
+
+
+def test_split_covers_without_overlap_and_evenly() -> None:
+    for num_cpus, num_parts in itertools.product(range(1, 14), range(1, 14)):
+        cpus = [3 * i for i in range(num_cpus)]
+        if num_parts > num_cpus:
+            with pytest.raises(ValueError, match=f"num_parts is {num_parts}"):
+                split_cpus(cpus, num_parts)
+            continue
+        parts = split_cpus(cpus, num_parts)
+        assert sorted(itertools.chain(*parts)) == cpus
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_split_keeps_hyperthreads_and_sockets_together(machine: pytest.MonkeyPatch) -> None:
+    assert split_cpus(range(8), 2) == [(0, 1, 4, 5), (2, 3, 6, 7)]
+    assert split_cpus(range(8), 4) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+
+
+def test_workers_cover_the_cpus(machine: pytest.MonkeyPatch) -> None:
+    for num_workers in range(1, 20):
+        made = make_affinity(num_workers)
+        assert made.num_workers == num_workers and made.master_cpus == tuple(range(8))
+        assert set(itertools.chain(*made.worker_cpus)) == set(range(8))
+        if num_workers <= 8:
+            assert len(list(itertools.chain(*made.worker_cpus))) == 8
+        else:
+            load = [sum(cpu in cpus for cpus in made.worker_cpus) for cpu in range(8)]
+            assert max(load) - min(load) <= 1
+    assert make_affinity().num_workers == 8
+    assert make_affinity().master_threads == 4  # cores, not hyperthreads
+    assert make_affinity(worker_threads=2).worker_threads == 2
+
+
+def test_experiments_on_one_machine_do_not_overlap(machine: pytest.MonkeyPatch) -> None:
+    runs = [make_affinity(cpus=part) for part in split_cpus(range(8), 3)]
+    assert sorted(itertools.chain(*(run.master_cpus for run in runs))) == list(range(8))
+    for run in runs:
+        assert set(itertools.chain(*run.worker_cpus)) == set(run.master_cpus)
+
+
+def test_one_cpu(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(affinity, "usable_cpus", lambda: (5,))
+    assert make_affinity() == Affinity((5,), ((5,),), 1, 1)
+    assert make_affinity(3) == Affinity((5,), ((5,), (5,), (5,)), 1, 1)
+
+
+@pytest.mark.parametrize(("quota", "num_workers"), [(2.0, 2), (2.5, 3), (0.5, 1)])
+def test_nobody_is_pinned_under_a_quota(machine: pytest.MonkeyPatch, quota: float, num_workers: int) -> None:
+    machine.setattr(affinity, "cpu_quota", lambda: quota)
+    assert make_affinity() == Affinity((), ((),) * num_workers, num_workers, 1)
+    assert make_affinity(6).worker_cpus == ((),) * 6
+
+
+def test_a_quota_of_all_cpus_does_not_hinder_pinning(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(affinity, "cpu_quota", lambda: 8.0)
+    assert make_affinity().worker_cpus != ((),) * 8
+
+
+def test_where_processes_cannot_be_pinned(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(affinity, "_CAN_PIN", False)
+    assert make_affinity(2) == Affinity((), ((), ()), 4, 1)
+    assert pin((0,)) is False
+
+
+def test_usable_cpus_without_sched_getaffinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert usable_cpus() == (0, 1, 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cpus() == (0,)
+
+
+def test_wrong_arguments_name_themselves(machine: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="num_workers is 0"):
+        make_affinity(0)
+    with pytest.raises(ValueError, match=r"cpus is 7-8; this process may use 0-7"):
+        make_affinity(cpus=[7, 8])
+    with pytest.raises(ValueError, match="cpus is empty"):
+        make_affinity(cpus=[])
+    with pytest.raises(ValueError, match=r"Affinity\.worker_threads is 0"):
+        Affinity(worker_threads=0)
+    with pytest.raises(ValueError, match=r"Affinity\.worker_cpus is empty"):
+        Affinity(worker_cpus=())
+
+
+def test_this_machine() -> None:
+    made = make_affinity()
+    assert made.num_workers >= 1 and made.master_threads >= 1
+    assert set(itertools.chain(*made.worker_cpus)) <= set(usable_cpus())
+    assert from_tree(to_tree(made)) == made
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
+def test_pin_in_a_process_of_its_own() -> None:
+    cpu = usable_cpus()[-1]
+    script = f"import os; from rlsurreal.utils.affinity import pin; print(pin(({cpu},)), os.sched_getaffinity(0))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == f"True {{{cpu}}}"
+
+
+def test_a_refused_pin_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(pid: int, cpus: object) -> None:
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
+    monkeypatch.setattr(affinity, "_CAN_PIN", True)
+    with caplog.at_level(logging.WARNING):
+        assert pin((0, 1)) is False
+    assert "CPUs 0-1" in caplog.text and "not permitted" in caplog.text
+    assert pin(()) is False
+
+
+def test_format_cpus() -> None:
+    assert format_cpus((8, 0, 1, 2, 3, 10, 11)) == "0-3,8,10-11"
+    assert format_cpus(()) == ""
+
+
+def _write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+CGROUP = "sys/fs/cgroup"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "250000 100000\n"}, 2.5),
+        (
+            {"proc/self/cgroup": "0::/a/b", f"{CGROUP}/a/b/cpu.max": "max 10000", f"{CGROUP}/a/cpu.max": "40000 10000"},
+            4,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                f"{CGROUP}/a/b/cpu.max": "20000 10000",
+                f"{CGROUP}/a/cpu.max": "40000 10000",
+            },
+            2,
+        ),
+        ({"proc/self/cgroup": "0::/path/of/the/host\n", f"{CGROUP}/cpu.max": "300000 100000\n"}, 3.0),
+        (
+            {
+                "proc/self/cgroup": "5:memory:/x\n3:cpu,cpuacct:/job\n",
+                f"{CGROUP}/cpu,cpuacct/job/cpu.cfs_quota_us": "150000\n",
+                f"{CGROUP}/cpu,cpuacct/job/cpu.cfs_period_us": "100000\n",
+            },
+            1.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/\n0::/\n",
+                f"{CGROUP}/cpu/cpu.cfs_quota_us": "-1\n",
+                f"{CGROUP}/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+    ],
+)
+def test_cpu_quota(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    assert cpu_quota(_write(tmp_path, files)) == quota
