@@ -1,0 +1,158 @@
+"""The process that forks children for `rlsurreal.distributed.processes`.  Runs as a script; see there for the picture.
+
+It stays single-threaded and opens no device.  SIGINT and SIGTERM are ignored here and in the children: a terminal or a
+scheduler sends them to the whole group, and the master alone decides when its workers end.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import gc
+import importlib
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import NoReturn
+
+from rlsurreal.distributed.processes import HEADER
+
+received_fds: list[int] = []  # in a child: the descriptors that came with its payload
+status: Connection | None = None  # in a child: the channel to the master
+
+
+def main(socket_fd: int, preload: Sequence[str]) -> None:
+    """Serve start requests until the master is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for module in preload:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            pass  # preloading only saves time; a child that needs the module reports what is wrong
+    master = socket.socket(fileno=socket_fd)
+    wake_reader, wake_writer = os.pipe()
+    os.set_blocking(wake_writer, False)
+    os.set_blocking(wake_reader, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+    channels: dict[int, Connection] = {}
+    try:
+        while True:
+            ready, _, _ = select.select([master, wake_reader], [], [])
+            if wake_reader in ready:
+                os.read(wake_reader, 4096)
+                _reap(channels)
+            if master in ready and not _serve(master, wake_reader, wake_writer, channels):
+                return
+    finally:
+        for pid in channels:
+            os.kill(pid, signal.SIGKILL)
+        for pid in channels:
+            os.waitpid(pid, 0)  # when this process is gone, all of them are
+
+
+def _serve(master: socket.socket, wake_reader: int, wake_writer: int, channels: dict[int, Connection]) -> bool:
+    """Read one request and fork; False when the master is gone."""
+    ancillary_size = socket.CMSG_SPACE(256 * array.array("i").itemsize)
+    header, ancillary, _, _ = master.recvmsg(HEADER.size, ancillary_size)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content)
+    if len(header) < HEADER.size:
+        return False
+    size, _ = HEADER.unpack(header)
+    payload = bytearray()
+    while len(payload) < size:
+        part = master.recv(min(size - len(payload), 1 << 20))
+        if not part:
+            return False
+        payload += part
+    gc.collect()
+    gc.freeze()  # the collector must not write into pages that are shared with the children
+    zygote_pid = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        master.close()
+        os.close(wake_reader)
+        os.close(wake_writer)
+        for other in channels.values():
+            other.close()
+        _run(payload, fds.tolist(), zygote_pid)
+    channels[pid] = Connection(fds[0])
+    for fd in fds[1:]:
+        os.close(fd)
+    return True
+
+
+def _reap(channels: dict[int, Connection]) -> None:
+    """Tell the master how children ended."""
+    while channels:
+        pid, wait_status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        channel = channels.pop(pid)
+        try:
+            channel.send(("exit", os.waitstatus_to_exitcode(wait_status)))
+        except OSError:
+            pass  # the master has closed this channel: nobody asks
+        channel.close()
+
+
+def _run(payload: bytearray, fds: list[int], zygote_pid: int) -> NoReturn:
+    """The child: run the target, report its failure, and leave without the zygote's exit handlers."""
+    global received_fds, status
+    received_fds, status = fds, Connection(fds[0])
+    exit_code = 1
+    try:
+        _die_with(zygote_pid)
+        status.send(("started", os.getpid()))
+        name, target, args = pickle.loads(payload)
+        sys.argv = [name]
+        for fd in fds[1:]:
+            os.close(fd)  # unpickling has duplicated what is used
+        target(*args)
+        exit_code = 0
+    except BaseException:
+        try:
+            status.send(("error", traceback.format_exc()))
+        except OSError:
+            traceback.print_exc()  # the master is gone; the terminal may still be there
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+
+def _die_with(zygote_pid: int) -> None:
+    """Have the kernel kill this process when the zygote is gone."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    else:
+
+        def watch() -> None:
+            while os.getppid() == zygote_pid:
+                time.sleep(0.5)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+    if os.getppid() != zygote_pid:
+        os._exit(1)
+
+
+def send_to_master(message: object) -> None:
+    """In a child: what `Child.receive` will return."""
+    assert status is not None, "only children have a master"
+    status.send(("message", message))
