@@ -1,0 +1,124 @@
+"""From observations of any space to one vector.  Called by `rlsurreal.models.actor_critic`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces as gs
+from torch import Tensor, nn
+
+from rlsurreal.models.conv import NATURE_MIN_SIZE, ImpalaResNet, NatureCnn, check_image_shape
+from rlsurreal.ops.encoding import one_hot, one_hot_factors
+from rlsurreal.utils.namedarraytuple import Tree, leaves
+from rlsurreal.utils.spaces import children
+
+EncoderName = Literal["auto", "mlp", "nature", "impala"]
+
+
+class ObservationEncoder(nn.Module):
+    """Encodes each leaf of an observation and joins the results to one vector.
+
+    Images go through a convolutional network each.  Other boxes are flattened (uint8 scaled to [0, 1]), Discrete and
+    MultiDiscrete become one-hot, MultiBinary becomes floats.
+
+    Args:
+        observation_space: a leaf space, or a Dict or Tuple of such, nested as you like.
+        encoder: "auto": uint8 boxes ``[C, H, W]`` are images, for `NatureCnn` if they are large enough, or else for
+            `ImpalaResNet`.  "nature", "impala": every box of three dimensions is an image, for that network.  "mlp":
+            there are no images.
+
+    Attributes:
+        out_features: length of the result.
+        num_images, num_vectors: numbers of leaves of either kind.
+
+    Raises:
+        ValueError: the encoder or a space is not known, or an image does not suit its network.
+    """
+
+    def __init__(self, observation_space: gym.Space, encoder: EncoderName = "auto") -> None:
+        super().__init__()
+        if encoder not in ("auto", "mlp", "nature", "impala"):
+            raise ValueError(f"encoder is {encoder!r}; use 'auto', 'mlp', 'nature' or 'impala'")
+        encoders = [_leaf_encoder(space, encoder) for space in _leaf_spaces(observation_space)]
+        if not encoders:
+            raise ValueError(f"observation space {observation_space} has no entries; give it at least one")
+        self.encoders = nn.ModuleList(encoders)
+        self.out_features = sum(e.out_features for e in encoders)
+        self.num_images = sum(isinstance(e, (NatureCnn, ImpalaResNet)) for e in encoders)
+        self.num_vectors = len(encoders) - self.num_images
+        # The most common case by far, and the one where every Python call counts.
+        self._is_vector = (
+            isinstance(observation_space, gs.Box)
+            and len(observation_space.shape) == 1
+            and np.issubdtype(observation_space.dtype, np.floating)
+        )
+
+    def forward(self, observation: Tree) -> Tensor:
+        """float32 ``[..., out_features]`` from leaves ``[..., *shape]``."""
+        if self._is_vector:
+            vector: Tensor = observation
+            return vector
+        parts: list[Tensor] = [encode(x) for encode, x in zip(self.encoders, leaves(observation))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class _Flatten(nn.Module):
+    """A box, or bits, as floats in one dimension."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.num_dims = len(shape)
+        self.out_features = math.prod(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        floats = x.to(torch.float32).mul_(1 / 255) if x.dtype == torch.uint8 else x.to(torch.float32)
+        return floats.reshape(*x.shape[: x.dim() - self.num_dims], self.out_features)
+
+
+class _OneHot(nn.Module):
+    """One whole number, or several, one-hot."""
+
+    def __init__(self, sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes, self.num_dims = sizes, len(shape)
+        self.out_features = sum(sizes)
+
+    def forward(self, index: Tensor) -> Tensor:
+        if self.num_dims == 0:
+            return one_hot(index, self.sizes[0])
+        leading = index.shape[: index.dim() - self.num_dims]
+        return one_hot_factors(index.reshape(*leading, len(self.sizes)), self.sizes)
+
+
+def _leaf_spaces(space: gym.Space) -> Iterator[gym.Space]:
+    parts = children(space)
+    if parts is None:
+        yield space
+        return
+    for _, child in parts.values():
+        yield from _leaf_spaces(child)
+
+
+def _leaf_encoder(space: gym.Space, encoder: EncoderName) -> Any:
+    if isinstance(space, gs.Discrete):
+        return _OneHot((int(space.n),), ())
+    if isinstance(space, gs.MultiDiscrete):
+        return _OneHot(tuple(int(n) for n in space.nvec.flatten()), space.nvec.shape)
+    if isinstance(space, gs.MultiBinary):
+        return _Flatten(tuple(space.shape))
+    if not isinstance(space, gs.Box):
+        raise ValueError(
+            f"no encoder for observation space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or "
+            "a Dict or Tuple of these"
+        )
+    if encoder == "mlp" or len(space.shape) != 3 or (encoder == "auto" and space.dtype != np.uint8):
+        return _Flatten(space.shape)
+    if encoder == "auto":
+        _, height, width = check_image_shape(space.shape)
+        encoder = "nature" if min(height, width) >= NATURE_MIN_SIZE else "impala"
+    return NatureCnn(space.shape) if encoder == "nature" else ImpalaResNet(space.shape)

@@ -1,0 +1,264 @@
+"""The complete model: every kind of observation and action, one step and whole sequences."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces as gs
+from torch import Tensor
+
+from rlsurreal.distributions import Distribution, make_distribution
+from rlsurreal.models import ActorCritic, ImpalaResNet, NatureCnn, ObservationEncoder
+from rlsurreal.structs import AgentInputs, Noise
+from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
+from rlsurreal.utils.spaces import map_spaces, policy_space
+
+torch.set_num_threads(1)
+T, B = 5, 3
+OBSERVATIONS = {
+    "vector": gs.Box(-np.inf, np.inf, (4,)),
+    "matrix": gs.Box(-1, 1, (2, 3)),
+    "number": gs.Box(-1, 1, ()),
+    "bytes": gs.Box(0, 255, (8,), np.uint8),
+    "image": gs.Box(0, 255, (2, 36, 40), np.uint8),
+    "small_image": gs.Box(0, 255, (3, 10, 10), np.uint8),
+    "discrete": gs.Discrete(5, start=2),
+    "multi_discrete": gs.MultiDiscrete([3, 2]),
+    "multi_binary": gs.MultiBinary(4),
+    "nested": gs.Dict(
+        {
+            "camera": gs.Box(0, 255, (1, 12, 12), np.uint8),
+            "body": gs.Tuple([gs.Box(-1, 1, (3,)), gs.Discrete(2), gs.Dict({"on": gs.MultiBinary((2, 2))})]),
+        }
+    ),
+}
+ACTIONS = {
+    "discrete": gs.Discrete(4),
+    "box": gs.Box(-2, 2, (2,)),
+    "nested": gs.Dict({"keys": gs.MultiBinary(3), "mouse": gs.Tuple([gs.Box(-1, 1, (2,)), gs.MultiDiscrete([2, 3])])}),
+}
+RECURRENT = pytest.mark.parametrize("recurrent", [None, "lstm", "gru"])
+SHARED = pytest.mark.parametrize("shared", [False, True])
+
+
+def random_leaf(space: Any, *leading: int) -> Tensor:
+    if isinstance(space, gs.Box):
+        if space.dtype == np.uint8:
+            return torch.randint(0, 256, (*leading, *space.shape), dtype=torch.uint8)
+        return torch.randn(*leading, *space.shape)
+    if isinstance(space, gs.Discrete):
+        return torch.randint(0, int(space.n), leading)
+    if isinstance(space, gs.MultiDiscrete):
+        return torch.stack([torch.randint(0, int(n), leading) for n in space.nvec], -1)
+    return torch.randint(0, 2, (*leading, *space.shape), dtype=torch.int8)
+
+
+def random_inputs(observation: Any, action: Any, *leading: int) -> AgentInputs:
+    return AgentInputs(
+        map_spaces(lambda s: random_leaf(s, *leading), observation),
+        map_spaces(lambda s: random_leaf(s, *leading), policy_space(action)),
+        torch.randn(*leading),
+    )
+
+
+def model_for(
+    observation: Any = OBSERVATIONS["vector"], action: Any = ACTIONS["discrete"], **options: Any
+) -> tuple[ActorCritic, Distribution]:
+    torch.manual_seed(0)
+    distribution = make_distribution(policy_space(action))
+    return ActorCritic(observation, distribution, **options), distribution
+
+
+def assert_trees_close(got: Tree, expected: Tree, tolerance: float = 1e-5) -> None:
+    for a, b in zip(leaves(got), leaves(expected), strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS.values(), ids=OBSERVATIONS.keys())
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS.keys())
+@pytest.mark.parametrize("recurrent", [None, "lstm"])
+def test_every_space_acts_and_learns(observation: Any, action: Any, recurrent: Any) -> None:
+    model, distribution = model_for(
+        observation, action, recurrent=recurrent, recurrent_size=16, normalize_observation=True
+    )
+    assert model.normalizer is not None and model.recurrent == (recurrent is not None)
+    inputs = random_inputs(observation, action, T, B)
+    before = tree_map(torch.clone, inputs)
+    model.normalizer.update(inputs.observation, torch.ones(T, B, dtype=torch.bool))
+    spec = distribution.noise_spec
+    with torch.no_grad():
+        (params, value), state = model(inputs[0], model.initial_state(B))
+        taken = distribution.sample(params, Noise(torch.randn(B, spec.normal), torch.rand(B, spec.uniform)))
+    assert value.shape == (B,) and value.isfinite().all() and (state is None) == (recurrent is None)
+    for leaf, expected in zip(leaves(taken), leaves(inputs.prev_action), strict=True):
+        assert leaf.shape == expected.shape[1:] and leaf.dtype == expected.dtype
+    first = torch.rand(T, B) < 0.2
+    (params, value), _ = model(inputs, model.initial_state(B), first)
+    log_prob = distribution.log_prob(params, tree_map(lambda a: a.expand(T, *a.shape), taken))
+    (log_prob.sum() + value.sum()).backward()
+    assert log_prob.shape == value.shape == (T, B)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert_trees_close(inputs, before, 0)  # no image scaled in the caller's memory
+
+
+@RECURRENT
+@SHARED
+def test_sequence_equals_steps(recurrent: Any, shared: bool) -> None:
+    observation, action = OBSERVATIONS["nested"], ACTIONS["nested"]
+    model, _ = model_for(observation, action, recurrent=recurrent, recurrent_size=8, shared=shared)
+    inputs, first = random_inputs(observation, action, T, B), torch.rand(T, B) < 0.3
+    start = tree_map(torch.randn_like, model.initial_state(B))
+    with torch.no_grad():
+        result, final = model(inputs, start, first)
+        state = start
+        for t in range(T):
+            state = tree_map(lambda s, t=t: torch.where(first[t][:, None], 0.0, s), state)
+            value = model.value(inputs[t], state)
+            (params, step_value), state = model(inputs[t], state)
+            assert_trees_close(params, result[0][t])
+            torch.testing.assert_close(step_value, result[1][t], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(value, step_value)
+        assert_trees_close(state, final)
+        torch.testing.assert_close(model.value(inputs, start, first), result[1])
+
+
+def test_feed_forward_takes_any_leading_dimensions() -> None:
+    model, _ = model_for(OBSERVATIONS["nested"])
+    inputs = random_inputs(OBSERVATIONS["nested"], ACTIONS["discrete"], T, B)
+    (params, value), state = model(inputs)
+    assert state is None
+    flat = tree_map(lambda x: x.flatten(0, 1), inputs)
+    (flat_params, flat_value), _ = model(flat)
+    torch.testing.assert_close(flat_value, value.flatten())
+    torch.testing.assert_close(flat_params.logits, params.logits.flatten(0, 1))
+    (one_params, one_value), _ = model(inputs[1, 2])
+    torch.testing.assert_close(one_value, value[1, 2])
+    torch.testing.assert_close(one_params.logits, params.logits[1, 2])
+
+
+def test_previous_action_and_reward_matter_to_recurrent_models_only() -> None:
+    for recurrent in (None, "lstm"):
+        model, _ = model_for(recurrent=recurrent)
+        inputs = random_inputs(OBSERVATIONS["vector"], ACTIONS["discrete"], B)
+        value = model.value(inputs, model.initial_state(B))
+        for changed in ({"prev_reward": inputs.prev_reward + 1}, {"prev_action": (inputs.prev_action + 1) % 4}):
+            other = model.value(inputs._replace(**changed), model.initial_state(B))
+            assert torch.equal(value, other) == (recurrent is None)
+    model, _ = model_for()
+    model(AgentInputs(torch.zeros(B, 4)))  # needs neither
+
+
+def test_what_is_shared() -> None:
+    """Vectors: nothing; images and recurrent models: all but the heads; unless told otherwise."""
+    for observation, recurrent, told, expected in [
+        ("vector", None, None, False), ("vector", "gru", None, True), ("image", None, None, True),
+        ("nested", None, None, True), ("vector", None, True, True), ("image", None, False, False),
+    ]:  # fmt: skip
+        model, _ = model_for(OBSERVATIONS[observation], recurrent=recurrent, shared=told)
+        assert model.shared == expected
+        inputs = random_inputs(OBSERVATIONS[observation], ACTIONS["discrete"], T, B)
+        first = torch.zeros(T, B, dtype=torch.bool)
+        model.value(inputs, model.initial_state(B), first).sum().backward()
+        touched = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+        assert touched == {"value_head", "actor" if expected else "critic"}
+
+
+def test_hidden_sizes() -> None:
+    def sizes(trunk: Any) -> list[int]:
+        return [layer.out_features for layer in trunk.mlp.layers]
+
+    model, _ = model_for()
+    assert sizes(model.actor) == sizes(model.critic) == [64, 64]
+    model, _ = model_for(hidden_sizes=(8,), critic_hidden_sizes=(32, 16))
+    assert sizes(model.actor) == [8] and sizes(model.critic) == [32, 16]
+    assert sizes(model_for(OBSERVATIONS["image"])[0].actor) == []
+    assert sizes(model_for(OBSERVATIONS["nested"])[0].actor) == [256]
+    with pytest.raises(ValueError, match="critic_hidden_sizes"):
+        model_for(critic_hidden_sizes=(8,), shared=True)
+
+
+def test_actor_and_critic_start_different_and_the_policy_nearly_constant() -> None:
+    model, _ = model_for()
+    assert model.critic is not None
+    assert not torch.equal(model.actor.mlp.layers[0].weight, model.critic.mlp.layers[0].weight)  # type: ignore[arg-type]
+    (params, _), _ = model(AgentInputs(torch.randn(100, 4) * 3))
+    assert (params.logits.exp() - 0.25).abs().max() < 0.02
+
+
+def test_normalisation_is_in_front() -> None:
+    """The model sees mean 0 and standard deviation 1, in both passes, and not before there are statistics."""
+    plain, _ = model_for()
+    model, _ = model_for(normalize_observation=True)
+    x = torch.randn(T, B, 4) * 7 + 30
+    torch.testing.assert_close(model.value(AgentInputs(x)), plain.value(AgentInputs(x)))
+    assert model.normalizer is not None
+    model.normalizer.update(x, torch.ones(T, B, dtype=torch.bool))
+    expected = plain(AgentInputs((x - x.mean((0, 1))) / x.std((0, 1), correction=0)))[0]
+    assert_trees_close(model(AgentInputs(x))[0][0], expected[0], 1e-4)
+    torch.testing.assert_close(model.value(AgentInputs(x)), expected[1], atol=1e-4, rtol=1e-4)
+    assert any("mean" in name for name in model.state_dict())
+
+
+def test_copies_and_pickles() -> None:
+    model, _ = model_for(OBSERVATIONS["nested"], ACTIONS["nested"], recurrent="lstm", normalize_observation=True)
+    inputs = random_inputs(OBSERVATIONS["nested"], ACTIONS["nested"], B)
+    expected = model(inputs, model.initial_state(B))[0][1]
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(inputs, other.initial_state(B))[0][1], expected)
+    other, _ = model_for(OBSERVATIONS["nested"], ACTIONS["nested"], recurrent="lstm", normalize_observation=True)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(inputs, other.initial_state(B))[0][1], expected)
+
+
+def test_traces_without_graph_breaks() -> None:
+    model, _ = model_for(OBSERVATIONS["nested"], ACTIONS["nested"], normalize_observation=True)
+    inputs = random_inputs(OBSERVATIONS["nested"], ACTIONS["nested"], B)
+    torch._dynamo.reset()
+    got = torch.compile(model, fullgraph=True, backend="eager")(inputs)
+    assert_trees_close(got[0][0], model(inputs)[0][0])
+
+
+# ---------------------------------------------------------------- encoder
+
+
+def test_encoder_writes_each_leaf_as_documented() -> None:
+    space = gs.Dict({"a": gs.Box(0, 255, (2,), np.uint8), "b": gs.Discrete(3), "c": gs.MultiDiscrete([2, 2]),
+                     "d": gs.MultiDiscrete(np.array([[2], [3]])), "e": gs.MultiBinary(2)})  # fmt: skip
+    encoder = ObservationEncoder(space)
+    observation = map_spaces(lambda s: torch.zeros(s.shape or (), dtype=torch.long), space)._replace(
+        a=torch.tensor([51, 255], dtype=torch.uint8), b=torch.tensor(1), c=torch.tensor([1, 0]),
+        d=torch.tensor([[1], [2]]), e=torch.tensor([1, 0], dtype=torch.int8),
+    )  # fmt: skip
+    expected = [0.2, 1, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0, 1, 1, 0]
+    assert encoder(observation).tolist() == pytest.approx(expected)
+    assert encoder.out_features == len(expected) and encoder.num_images == 0
+
+
+@pytest.mark.parametrize(("shape", "dtype", "encoder", "expected"), [
+    ((3, 36, 36), np.uint8, "auto", NatureCnn), ((3, 35, 36), np.uint8, "auto", ImpalaResNet),
+    ((3, 36, 36), np.uint8, "impala", ImpalaResNet), ((3, 36, 36), np.float32, "nature", NatureCnn),
+    ((3, 36, 36), np.float32, "auto", None), ((3, 36, 36), np.uint8, "mlp", None), ((36, 36), np.uint8, "auto", None),
+])  # fmt: skip
+def test_choice_of_encoder(shape: tuple[int, ...], dtype: Any, encoder: Any, expected: type | None) -> None:
+    made = ObservationEncoder(gs.Box(0, 1, shape, dtype), encoder)
+    assert made.num_images == (expected is not None)
+    if expected is not None:
+        assert type(made.encoders[0]) is expected
+
+
+def test_encoder_refuses_what_it_does_not_know() -> None:
+    for space, encoder, match in [
+        (gs.Box(0, 255, (84, 84, 3), np.uint8), "auto", "move the channels first"),
+        (gs.Box(0, 255, (3, 10, 10), np.uint8), "nature", "use encoder='impala'"),
+        (gs.Box(0, 1, (3,)), "resnet", "encoder is 'resnet'"),
+        (gs.Text(3), "auto", "no encoder for observation space"),
+        (gs.Dict({}), "auto", "no entries"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            ObservationEncoder(space, encoder)  # type: ignore[arg-type]
