@@ -1,0 +1,88 @@
+"""What all agents share: building the model from a spec, and the way of its parameters to the agent's copies.
+
+    learner's process                    other processes
+    agent.share() ---- SharedParameters ----> copy.follow(link)
+    agent.publish(version) --> memory --> copy.pull()
+
+Called by runners (publish), samplers (share, follow, pull, act) and algorithms (the model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlsurreal.distributed.parameters import SharedParameters
+from rlsurreal.structs import Spaces
+
+
+@dataclass(kw_only=True, eq=False)
+class ModelSpec:
+    """A model by name: a `torch.nn.Module` class and the keyword arguments that are the user's to choose."""
+
+    cls: type[nn.Module]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, *args: Any, seed: int) -> nn.Module:
+        """``cls(*args, **kwargs)`` with initial weights drawn from ``seed``; other random streams are left alone."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            return self.cls(*args, **self.kwargs)
+
+
+@dataclass(kw_only=True, eq=False)
+class ModelAgent:
+    """An agent around one model.  Subclasses build it in `initialize` (see `_set_up`) and add how to act."""
+
+    def _set_up(self, spaces: Spaces, module: nn.Module, device: str | torch.device) -> None:
+        self.spaces = spaces
+        self.device = torch.device(device)
+        self.module = module.to(self.device)
+        self.version = 0
+        self._link: SharedParameters | None = None
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Parameters and buffers by name: what is published and saved."""
+        return self.module.state_dict()
+
+    def share(self) -> SharedParameters:
+        """Open the way to copies in other processes; from now on `publish` writes there."""
+        if self._link is None:
+            self._link = SharedParameters(self.tensors())
+            self._link.publish(self.tensors(), self.version)
+        return self._link
+
+    def publish(self, version: int) -> None:
+        """Make the present parameters, as ``version``, available to every copy of this agent."""
+        self.version = version
+        if self._link is not None:
+            self._link.publish(self.tensors(), version)
+
+    def follow(self, link: SharedParameters) -> None:
+        """Be a copy: take parameters from ``link`` at every `pull`."""
+        self._followed = link
+        self.version = -1
+        self._own_tensors = dict(self.tensors())
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+        self.pull()
+
+    def pull(self) -> None:
+        """Take the newest published parameters, if they are new."""
+        self.version = self._followed.pull(self._own_tensors, self.version)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the agent."""
+        return {
+            "module": {name: tensor.detach().clone() for name, tensor in self.tensors().items()},
+            "version": self.version,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, and publish."""
+        self.module.load_state_dict(state["module"])
+        self.publish(int(state["version"]))

@@ -1,0 +1,189 @@
+"""Chooses the actions of some columns: an agent, its state and its random streams, over the slots.
+
+Runs where actions are chosen: in the serial sampler, in workers with a copy of the agent, or in the inference server.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlsurreal.samplers.slots import AgentExample
+from rlsurreal.structs import Agent, AgentInputs, AgentStep, Noise, Samples
+from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.seeding import NoiseStreams
+from rlsurreal.utils.spaces import null_value
+from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch, where_first
+
+
+class Actor:
+    """Acts for ``columns`` of the slots, a contiguous part of them at a time or any of them."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        slots: Samples,
+        columns: slice,
+        *,
+        first_env: int,
+        seed: int,
+        state_interval: int,
+        purpose: str = "act",
+        deterministic: bool = False,
+    ) -> None:
+        """``first_env``: global index of column 0; ``purpose``: keeps the streams of training and evaluation apart."""
+        self.agent = agent
+        self._columns = columns
+        self._all: Samples = to_torch(slots[:, :, columns])
+        self._slots = [self._all[s] for s in range(len(slots.env.reward))]
+        self.num_steps = self._slots[0].env.reward.shape[0] - 1
+        self._state_interval = state_interval
+        num_envs = columns.stop - columns.start
+        self._noise = (
+            None
+            if deterministic
+            else NoiseStreams(
+                seed, range(first_env + columns.start, first_env + columns.stop), agent.noise_spec, purpose=purpose
+            )
+        )
+        self.state = agent.initial_state(num_envs)
+        self._null_state = tree_map(torch.clone, self.state)
+        self.num_slots_begun = 0
+        self.first_row = 0  # number of the present slot's row 0, counted from the start: random numbers are keyed by it
+        self._rows: dict[tuple[int, int, int], _Row] = {}
+
+    def begin(self, slot: int) -> None:
+        """Open a slot."""
+        self._slot = slot
+        self.first_row = self.num_slots_begun * self.num_steps
+        self.num_slots_begun += 1
+        self._slots[slot].policy_version.fill_(self.agent.version)
+
+    def end(self) -> None:
+        """Close the slot: record the state before row T."""
+        if self.state is not None:
+            self._apply_resets(self._slots[self._slot].env.first[self.num_steps], slice(None))
+            self._record_state(self.num_steps)
+
+    @torch.inference_mode()
+    def act(self, t: int, part: slice) -> None:
+        """Choose the actions of row t for the columns ``part`` (relative to this actor's first column)."""
+        key = (self._slot, t, part.start)
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = _Row(self._slots[self._slot][:, part], t)
+        if self.state is not None:
+            self._apply_resets(row.first, part)
+            if t % self._state_interval == 0:
+                self._record_state(t, part)
+        noise = None if self._noise is None else self._noise_rows(t, part)
+        step, state = self._decide(row.inputs, tree_map(lambda s: s[part], self.state), noise)
+        tree_map(_copy, row.step, step)
+        tree_map(lambda own, new: own.__setitem__(part, new), self.state, state)
+        if self.agent.device.type == "cuda":
+            torch.cuda.current_stream(self.agent.device).synchronize()
+
+    @torch.inference_mode()
+    def act_at(self, rows: np.ndarray, columns: np.ndarray) -> None:
+        """Choose actions for columns that stand at different rows: ``rows[i]``, counted from the start, of ``columns[i]``."""
+        slot, t = np.divmod(rows, self.num_steps)
+        at = (torch.from_numpy(slot % len(self._slots)), torch.from_numpy(t), torch.from_numpy(columns))
+        who = at[2]
+        state = tree_map(lambda s: s[who], self.state)
+        if state is not None:
+            first = self._all.env.first[at].to(self.agent.device)
+            state = where_first(first, tree_map(lambda s: s[who], self._null_state), state)
+            self._record_states(at, state)
+        inputs = AgentInputs(*tree_map(lambda a: a[at], _inputs(self._all)))
+        noise = None if self._noise is None else to_torch(Noise(*self._noise.at(rows, columns)))
+        step, state = self._decide(inputs, state, noise)
+        tree_map(lambda own, new: own.__setitem__(at, new.to(own.device)), _step(self._all), step)
+        tree_map(lambda own, new: own.__setitem__(who, new), self.state, state)
+        self._all.policy_version[at] = self.agent.version
+
+    def _record_states(self, at: tuple[Tensor, Tensor, Tensor], state: Tree) -> None:
+        """Record the states ``[k]`` before rows ``at``, where a record is due; row 0 is row T of the slot before, too."""
+        slot, t, who = at
+        recorded = self._all.agent.agent_state
+        due, start = t % self._state_interval == 0, t == 0
+        last = torch.full_like(t, self.num_steps // self._state_interval)
+
+        def record(to: Tensor, now: Tensor) -> None:
+            now = now.to(to.device)
+            to[slot[due], t[due] // self._state_interval, who[due]] = now[due]
+            to[(slot[start] - 1) % len(self._slots), last[start], who[start]] = now[start]
+
+        tree_map(record, recorded, state)
+
+    def _decide(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
+        device = self.agent.device
+        if device.type != "cpu":
+            inputs = to_device(inputs, device)
+            noise = to_device(noise, device)
+        return self.agent.act(inputs, state, noise)
+
+    def _noise_rows(self, t: int, part: slice) -> Noise:
+        assert self._noise is not None
+        noise = Noise(*self._noise.rows(self.first_row + t))
+        return to_torch(tree_map(lambda n: n[part], noise))
+
+    def _apply_resets(self, first: torch.Tensor, part: slice) -> None:
+        if bool(first.any()):
+            first = first.to(self.agent.device)
+            state = tree_map(lambda s: s[part], self.state)
+            null = tree_map(lambda s: s[part], self._null_state)
+            tree_map(lambda own, new: own.__setitem__(part, new), self.state, where_first(first, null, state))
+
+    def _record_state(self, t: int, part: slice = slice(None)) -> None:
+        recorded = self._slots[self._slot].agent.agent_state
+        tree_map(lambda to, own: to[t // self._state_interval, part].copy_(own[part]), recorded, self.state)
+
+    def get_state(self) -> dict[str, Any]:
+        """What must be kept to continue bit for bit; random streams need their position only."""
+        return {"state": tree_map(torch.clone, self.state), "num_slots_begun": self.num_slots_begun}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from `get_state`."""
+        tree_map(lambda own, saved: own.copy_(saved), self.state, state["state"])
+        self.num_slots_begun = state["num_slots_begun"]
+
+
+class _Row:
+    """Views of what an agent reads and writes in one row, made once."""
+
+    def __init__(self, samples: Samples, t: int) -> None:
+        self.inputs = AgentInputs(*tree_map(lambda a: a[t], _inputs(samples)))
+        self.first = samples.env.first[t]
+        self.step = tree_map(lambda a: a[t], _step(samples))
+
+
+def _inputs(samples: Samples) -> AgentInputs:
+    return AgentInputs(samples.env.observation, samples.agent.prev_action, samples.env.prev_reward)
+
+
+def _step(samples: Samples) -> AgentStep:
+    return AgentStep(samples.agent.action, samples.agent.agent_info)
+
+
+def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:
+    destination.copy_(source, non_blocking=True)
+
+
+@torch.inference_mode()
+def agent_example(agent: Agent) -> AgentExample:
+    """What ``agent`` would write for one environment, found by asking it once about null inputs."""
+    null = to_torch(tree_map(lambda a: a[None], null_value(agent.spaces.observation)))
+    prev_action = to_torch(tree_map(lambda a: np.asarray(a)[None], null_value(agent.spaces.action)))
+    inputs = AgentInputs(null, prev_action, torch.zeros(1)) if agent.uses_previous else AgentInputs(null)
+    state = agent.initial_state(1)
+    spec = agent.noise_spec
+    noise = Noise(
+        torch.zeros(1, spec.normal) if spec.normal else None,
+        torch.full((1, spec.uniform), 0.5) if spec.uniform else None,
+    )
+    step, _ = agent.act(to_device(inputs, agent.device), state, to_device(noise, agent.device))
+    first = lambda tree: to_numpy(tree_map(lambda t: t[0].cpu(), tree))  # noqa: E731
+    return AgentExample(first(step.action), first(step.agent_info), first(state), agent.uses_previous)

@@ -1,0 +1,168 @@
+"""Sampling from a native engine asynchronously: whichever environments are ready get their actions, the others go on.
+
+    recv (whoever is ready) -> write their rows -> act on the rows that follow -> send
+
+Each environment stands at a row of its own.  A slot is full when the last environment has filled it; by then others are in
+the next one, which is why there are two.  Rows that run ahead were chosen by the parameters before the update, as
+``policy_version`` says.  Steps that are under way when a slot is full are received for the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlsurreal.envs.native import AsyncResults, AsyncVectorEnv
+from rlsurreal.samplers.actor import Actor, agent_example
+from rlsurreal.samplers.serial import SerialSampler
+from rlsurreal.samplers.slots import allocate_slots
+from rlsurreal.structs import Agent, BatchSpec, EnvSamples, Samples, Spaces
+from rlsurreal.utils.namedarraytuple import tree_map
+
+_NUM_SLOTS = 2
+
+
+@dataclass(kw_only=True, eq=False)
+class AsyncSampler(SerialSampler):
+    """A native engine in this process, driven through send and receive."""
+
+    num_ready: (
+        int  # environments that are served together: wait for so many; fewer than batch.num_envs overlap inference
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.num_ready <= self.batch.num_envs:
+            raise ValueError(
+                f"num_ready is {self.num_ready}; it must lie between 1 and batch.num_envs={self.batch.num_envs}"
+            )
+        if not hasattr(self.env, "make_async"):
+            raise ValueError(
+                f"AsyncSampler.env is a {type(self.env).__name__}, which has no send and receive; use EnvPoolEnv or "
+                "AleEnv, or another sampler"
+            )
+        if not self.mid_batch_reset or self.max_decorrelation_steps:
+            raise ValueError(
+                "native engines go on by themselves: AsyncSampler needs mid_batch_reset=True and "
+                "max_decorrelation_steps=0"
+            )
+
+    def connect(self, *, seed: int) -> Spaces:
+        """Build the engine."""
+        self._seed = seed
+        make: Any = self.env
+        self._env = make.make_async(self.batch.num_envs, self.batch.first_env, seed, batch_size=self.num_ready)
+        self._eval = None
+        return self._env.spaces
+
+    def _make_station(self) -> Any:
+        engine: Any = self._env
+        return AsyncStation(engine, self._agent, self.batch, seed=self._seed, state_interval=self.state_interval)
+
+
+class AsyncStation:
+    """An engine, its two slots, and the actor that plays it."""
+
+    def __init__(
+        self, engine: AsyncVectorEnv, agent: Agent, batch: BatchSpec, *, seed: int, state_interval: int | None
+    ) -> None:
+        interval = state_interval or batch.num_steps
+        self.slots: Samples = allocate_slots(
+            _NUM_SLOTS,
+            batch,
+            engine.spaces,
+            engine.info_example,
+            agent_example(agent),
+            state_interval=interval,
+            shared=False,
+        )
+        self.next_slot = 0
+        self._engine, self._num_steps = engine, batch.num_steps
+        self._actor = Actor(
+            agent, self.slots, slice(0, batch.num_envs), first_env=batch.first_env, seed=seed, state_interval=interval
+        )
+        self._row = np.full(batch.num_envs, -1)  # whose action is under way, counted from the start
+        self._num_full = 0  # slots
+        engine.start()
+
+    def fill(self) -> EnvSamples:
+        """Go on until the next slot is full; its numpy arrays."""
+        num_steps = self._num_steps
+        end = (self._num_full + 1) * num_steps
+        limit = end + num_steps - 1  # the row after it would fall into the slot that is being filled
+        while (
+            self._row.min() < end
+        ):  # the environment's action of row `end` is under way, so its rows before are written
+            results = self._engine.recv()
+            who = results.env_ids
+            rows = self._row[who] + 1
+            if rows.max() >= limit:
+                ahead = int(who[rows.argmax()])
+                raise RuntimeError(
+                    f"environment {ahead} is a whole slot ahead of environment {int(self._row.argmin())}; use a "
+                    f"larger batch.num_steps (it is {num_steps}), or lock step"
+                )
+            self._write(results, rows - 1, who)
+            self._actor.act_at(rows, who)
+            slot, t = np.divmod(rows, num_steps)
+            at = (slot % _NUM_SLOTS, t, who)
+            self._engine.send(tree_map(lambda a: a[at], self.slots.agent.action), who)
+            self._row[who] = rows
+        full = self.slots[self.next_slot]
+        self._num_full += 1
+        self.next_slot = self._num_full % _NUM_SLOTS
+        return full.env
+
+    def _write(self, results: AsyncResults, rows: np.ndarray, who: np.ndarray) -> None:
+        """What the actions of ``rows`` led to; rows -1 were resets before the start."""
+        num_steps, env = self._num_steps, self.slots.env
+        done = rows >= 0
+        slot, t = np.divmod(rows, num_steps)
+        at = (slot[done] % _NUM_SLOTS, t[done], who[done])
+        env.reward[at] = results.reward[done]
+        env.terminated[at] = results.terminated[done]
+        env.truncated[at] = results.truncated[done]
+        env.valid[at] = ~results.was_reset[done]
+        if env.env_info is not None:
+            tree_map(lambda own, new: own.__setitem__(at, new[done]), env.env_info, results.env_info)
+        next_slot, next_t = np.divmod(rows + 1, num_steps)
+        self._write_next(results, (next_slot % _NUM_SLOTS, next_t, who), at, done, slice(None))
+        starts = next_t == 0  # row 0 of a slot is row T of the slot before
+        if starts.any():
+            before = ((next_slot[starts] - 1) % _NUM_SLOTS, np.full(starts.sum(), num_steps), who[starts])
+            now = tuple(index[starts[done]] for index in at)
+            self._write_next(results, before, now, done[starts], starts)
+
+    def _write_next(
+        self, results: AsyncResults, to: tuple[Any, ...], now: tuple[Any, ...], done: np.ndarray, part: Any
+    ) -> None:
+        """Write row t+1 at ``to``; ``now`` is row t of those that are ``done`` (all but the first resets)."""
+        env, agent = self.slots.env, self.slots.agent
+        tree_map(lambda own, new: own.__setitem__(to, new[part]), env.observation, results.observation)
+        first = results.first[part]
+        env.first[to] = first
+        if env.prev_reward is None:
+            return
+        for previous, own in zip(_both(agent.prev_action, env.prev_reward), _both(agent.action, env.reward)):
+
+            def shift(destination: np.ndarray, source: np.ndarray) -> None:
+                values = np.zeros((len(first), *source.shape[3:]), source.dtype)
+                values[done] = source[now]
+                values[first] = 0
+                destination[to] = values
+
+            tree_map(shift, previous, own)
+
+    def get_state(self) -> dict[str, Any]:
+        """Only the random streams' position: steps under way cannot be saved."""
+        return {"num_rows": int(self._row.max()) + 1}
+
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """False: environments begin new episodes."""
+        return False
+
+
+def _both(action: Any, reward: Any) -> tuple[Any, Any]:
+    return action, reward

@@ -1,0 +1,50 @@
+"""Filling a slot where environments and agent share a process: the serial sampler, and workers with a copy of the agent."""
+
+from __future__ import annotations
+
+import torch
+
+from rlsurreal.samplers.actor import Actor
+from rlsurreal.samplers.collector import Collector
+from rlsurreal.samplers.worker import StationPlan, WorkerPlan
+
+
+def fill_slot(collector: Collector, actor: Actor, slot: int) -> None:
+    """Collect one slot where environments and agent share a process."""
+    collector.begin(slot)
+    actor.begin(slot)
+    everyone = slice(0, collector.views.num_envs)
+    for t in range(actor.num_steps):
+        actor.act(t, everyone)
+        collector.step(slot, t)
+    actor.end()
+
+
+class LocalFill:
+    """Fills a worker's columns of a slot.  Training and evaluation share one copy of the agent."""
+
+    def __init__(self, plan: StationPlan, worker: WorkerPlan, collectors: list[Collector]) -> None:
+        self._agent = worker.agent
+        if not hasattr(self._agent, "spaces"):
+            torch.set_num_threads(1)
+            self._agent.initialize(worker.spaces, seed=0)
+            self._agent.follow(worker.link)
+        self._collectors = collectors
+        self._actors = [
+            Actor(
+                self._agent,
+                plan.slots,
+                unit.columns,
+                first_env=plan.batch.first_env,
+                seed=plan.seed,
+                purpose=plan.purpose,
+                deterministic=plan.deterministic,
+                state_interval=plan.state_interval,
+            )
+            for unit in plan.units
+        ]
+
+    def __call__(self, slot: int) -> None:
+        self._agent.pull()
+        for collector, actor in zip(self._collectors, self._actors):
+            fill_slot(collector, actor, slot)

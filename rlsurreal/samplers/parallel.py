@@ -1,0 +1,328 @@
+"""Sampling in worker processes.
+
+    inference=None                           inference=InferenceServer(...)
+    worker: environments + copy of agent     worker: environments        server: agent
+    master: obtain() waits                   one slot: the server runs in the master, inside obtain()
+                                             more slots: in processes of its own
+
+With one slot, sampling and learning take turns.  With more, workers fill the next slots while the learner holds one; the
+number of slots bounds how old the parameters behind a sample can be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlsurreal.distributed.processes import Launcher
+from rlsurreal.distributed.shared_arrays import SharedFile, allocate
+from rlsurreal.distributed.signals import Signal
+from rlsurreal.samplers.actor import agent_example
+from rlsurreal.samplers.base import SamplerSettings, SlotBoard, check_spaces_agree, play_episodes, replica
+from rlsurreal.samplers.crew import Crew
+from rlsurreal.samplers.server import InferenceServer, Server, ServerPlan, make_server, run_server
+from rlsurreal.samplers.slots import allocate_slots
+from rlsurreal.samplers.trajectories import TrajectoryTracker
+from rlsurreal.samplers.worker import (
+    COLLECT,
+    EVALUATE_AFRESH,
+    EVALUATE_ON,
+    Control,
+    StationPlan,
+    Unit,
+    WorkerPlan,
+    describe_env,
+    run_worker,
+)
+from rlsurreal.structs import Agent, EnvSamples, Samples, Spaces, TrajInfo
+from rlsurreal.utils.affinity import Affinity, make_affinity
+from rlsurreal.utils.seeding import derive_seed
+
+_WORKER_MODULES = ("rlsurreal.samplers.worker",)
+_ACTING_MODULES = ("rlsurreal.samplers.local", "rlsurreal.agents")
+
+
+@dataclass(kw_only=True, eq=False)
+class ParallelSampler(SamplerSettings):
+    """Environments in worker processes; the agent in them, or behind an inference server."""
+
+    num_workers: int | None = None  # None: one for each CPU
+    num_slots: int = 1  # 1: sampling and learning take turns; more: they overlap
+    inference: InferenceServer | None = None  # None: each worker has a copy of the agent
+    affinity: Affinity | None = None  # None: all CPUs that this process may use, workers apart from each other
+    step_timeout_s: float = 300.0  # without a step for so long, the run fails
+    startup_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"num_workers is {self.num_workers}; it must be at least 1, or None for one for each CPU")
+        if self.num_slots < 1:
+            raise ValueError(f"num_slots is {self.num_slots}; it must be at least 1")
+        if self.step_timeout_s <= 0:
+            raise ValueError(f"step_timeout_s is {self.step_timeout_s}; it must be positive")
+
+    # ------------------------------------------------------------ start
+
+    def connect(self, *, seed: int) -> Spaces:
+        """Start the zygote and ask a short-lived child what the environments are like."""
+        self._seed = seed
+        preload = _WORKER_MODULES + self.env.preload_modules() + self.eval_env.preload_modules()
+        self._launcher = Launcher(preload if self.inference else preload + _ACTING_MODULES)
+        probe = self._launcher.start("probe of the environment", describe_env, self.env, self.eval_env, seed)
+        (spaces, self._info_example, self._can_skip), (eval_spaces, self._eval_info_example, self._eval_can_skip) = (
+            probe.receive(self.startup_timeout_s)
+        )
+        check_spaces_agree(spaces, eval_spaces)
+        return spaces
+
+    def initialize(self, agent: Agent, *, discount: float) -> None:
+        """Allocate the slots and start workers and servers."""
+        self._agent, self._discount = agent, discount
+        num_groups = self.inference.num_groups if self.inference else 1
+        affinity = self.affinity or make_affinity(self.num_workers)
+        num_workers = min(self.num_workers or affinity.num_workers, max(1, self.batch.num_envs // num_groups))
+        num_servers = max(1, len(self.inference.devices)) if self.inference else 0
+        if num_servers > num_workers:
+            raise ValueError(
+                f"inference.devices names {num_servers} devices for {num_workers} workers; each server needs a worker"
+            )
+        self._layout = _Layout(self.batch.num_envs, num_workers, num_groups, max(1, num_servers))
+        self._eval_layout = _Layout(self.evaluation.num_envs, num_workers, 1, max(1, num_servers))
+        self._allocate(agent)
+        self._crew = Crew(self._launcher, self.step_timeout_s)
+        in_master = self.inference is not None and self.num_slots == 1 and num_servers == 1
+        link = None if in_master else agent.share()
+        for w in range(num_workers):
+            cpus = affinity.worker_cpus[w % len(affinity.worker_cpus)]
+            self._crew.add(
+                self._worker_name(w),
+                run_worker,
+                WorkerPlan(
+                    train=self._train_plan(self._layout.units_of_worker(w), self._worker_view(self._slots)),
+                    evaluate=self._eval_plan(self._eval_layout.units_of_worker(w), self._worker_view(self._eval_slots)),
+                    spaces=agent.spaces,
+                    cpus=cpus,
+                    agent=None if self.inference else replica(agent),
+                    link=None if self.inference else link,
+                    **self._channels(len(self._crew.members)),
+                ),
+            )
+        self._train_server: Server | None = None
+        if self.inference is not None and in_master:
+            self._serve_here(self.inference)
+        elif self.inference is not None:
+            self._start_servers(self.inference, agent, link, affinity.master_cpus)
+        self._crew.wait_until_ready(self.startup_timeout_s)
+        self._tracker = TrajectoryTracker(self.batch.num_envs, self.batch.first_env, discount)
+        self._trajectories: list[TrajInfo] = []
+        self._next_slot = self._next_to_dispatch = 0
+        if self.num_slots > 1:
+            for _ in range(self.num_slots):
+                self._dispatch()
+
+    def _allocate(self, agent: Agent) -> None:
+        example = agent_example(agent)
+        self._slots = allocate_slots(
+            self.num_slots,
+            self.batch,
+            agent.spaces,
+            self._info_example,
+            example,
+            shared=True,
+            state_interval=self._interval,
+        )
+        self._eval_slots = allocate_slots(
+            1,
+            self.eval_batch,
+            agent.spaces,
+            self._eval_info_example,
+            example,
+            shared=True,
+            state_interval=self.eval_batch.num_steps,
+        )
+        num_processes = self._layout.num_workers + self._layout.num_servers
+        self._controls = allocate(Control(np.int64(0), np.int64(0), np.int64(-1)), (num_processes,))
+        self._controls.environment[:] = -1
+        self._on_hold = allocate(np.bool_(False), (self.evaluation.num_envs,))
+        self._board, self._eval_board = SlotBoard(self._slots), SlotBoard(self._eval_slots)
+
+    @property
+    def _interval(self) -> int:
+        return self.state_interval or self.batch.num_steps
+
+    def _channels(self, process: int) -> dict[str, Any]:
+        return {"control": self._controls[process, ...], "go": Signal(), "done": Signal(), "stack": SharedFile()}
+
+    def _worker_view(self, slots: Samples) -> Samples:
+        """What a worker gets of the slots.  Where it does not act, nothing whose class would bring torch with it."""
+        if self.inference is None:
+            return slots
+        return slots._replace(agent=slots.agent._replace(agent_info=None, agent_state=None))
+
+    def _worker_name(self, w: int) -> str:
+        parts = [
+            f"{u.columns.start + self.batch.first_env} to {u.columns.stop - 1 + self.batch.first_env}"
+            for u in self._layout.units_of_worker(w)
+        ]
+        return f"worker-{w} (environments {' and '.join(parts)})"
+
+    def _train_plan(self, units: list[Unit], slots: Samples | None = None) -> StationPlan:
+        return StationPlan(
+            env=self.env,
+            slots=self._slots if slots is None else slots,
+            batch=self.batch,
+            units=units,
+            seed=self._seed,
+            purpose="act",
+            state_interval=self._interval,
+            mid_batch_reset=self.mid_batch_reset,
+            max_decorrelation_steps=self.max_decorrelation_steps,
+            decorrelation_seed=derive_seed(self._seed, "decorrelation"),
+        )
+
+    def _eval_plan(self, units: list[Unit], slots: Samples | None = None) -> StationPlan:
+        return StationPlan(
+            env=self.eval_env,
+            slots=self._eval_slots if slots is None else slots,
+            batch=self.eval_batch,
+            units=units,
+            seed=derive_seed(self._seed, "evaluation"),
+            purpose="evaluate",
+            on_hold=self._on_hold,
+            state_interval=self.eval_batch.num_steps,
+            deterministic=self.evaluation.deterministic,
+        )
+
+    def _serve_here(self, settings: InferenceServer) -> None:
+        watch = self._crew.watch
+        self._train_server = make_server(
+            settings, self._agent, self._train_plan([]), self._layout.groups_of_server(0), watch
+        )
+        self._eval_server = make_server(
+            settings, self._agent, self._eval_plan([]), self._eval_layout.groups_of_server(0), watch
+        )
+
+    def _start_servers(self, settings: InferenceServer, agent: Agent, link: Any, cpus: tuple[int, ...]) -> None:
+        for i, device in enumerate(settings.devices or (str(agent.device),)):
+            self._crew.add(
+                f"inference-server-{i} ({device})",
+                run_server,
+                ServerPlan(
+                    settings=settings,
+                    train=self._train_plan([]),
+                    evaluate=self._eval_plan([]),
+                    train_groups=self._layout.groups_of_server(i),
+                    evaluate_groups=self._eval_layout.groups_of_server(i),
+                    spaces=agent.spaces,
+                    cpus=cpus,
+                    agent=replica(agent),
+                    link=link,
+                    device=device,
+                    **self._channels(len(self._crew.members)),
+                ),
+            )
+
+    # ------------------------------------------------------------ work
+
+    def _dispatch(self) -> None:
+        """Have the next slot filled."""
+        self._board.advance(self._next_to_dispatch, "FILLING")
+        self._next_to_dispatch = (self._next_to_dispatch + 1) % self.num_slots
+        self._crew.order(COLLECT)
+
+    def _await(self, slot: int) -> None:
+        """Wait until a slot that is being filled is full."""
+        if self._board.states[slot] == "FILLING":
+            if self._train_server is not None:
+                self._train_server.serve(slot)
+            self._crew.wait_all_done()
+            self._board.advance(slot, "READY")
+
+    def obtain(self) -> Samples:
+        """The next slot; with one slot it is filled now."""
+        slot = self._next_slot
+        if self.num_slots == 1:
+            self._dispatch()
+        self._await(slot)
+        self._next_slot = (slot + 1) % self.num_slots
+        self._trajectories += self._tracker.update(self._board.numpy[slot].env)
+        return self._board.lease(slot)
+
+    def release(self, samples: Samples) -> None:
+        """Give the slot back; with several, it is filled anew at once."""
+        self._board.free(samples)
+        if self.num_slots > 1:
+            self._dispatch()
+
+    def pop_trajectories(self) -> list[TrajInfo]:
+        """Games that ended since the last call."""
+        ended, self._trajectories = self._trajectories, []
+        return ended
+
+    def evaluate(self) -> list[TrajInfo]:
+        """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment; workers then go on as before."""
+        for i in range(self.num_slots):
+            self._await((self._next_slot + i) % self.num_slots)
+        self._eval_command = EVALUATE_AFRESH
+        return play_episodes(
+            self._fill_evaluation, self._on_hold, self._eval_can_skip, self.evaluation.episodes_per_env, self._discount
+        )
+
+    def _fill_evaluation(self) -> EnvSamples:
+        self._crew.order(self._eval_command)
+        self._eval_command = EVALUATE_ON
+        if self._train_server is not None:
+            self._eval_server.serve(0)
+        self._crew.wait_all_done()
+        return self._eval_board.numpy[0].env
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing: the state of environments stays in their processes."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """False: environments start new episodes."""
+        return False
+
+    def close(self) -> None:
+        """Stop all processes."""
+        if hasattr(self, "_crew"):
+            self._crew.stop()
+        elif hasattr(self, "_launcher"):
+            self._launcher.close()
+
+
+class _Layout:
+    """Which columns belong to which worker, group and server.
+
+    Columns go to servers, within a server to groups, within a group to workers, so that what is served together is
+    contiguous.
+    """
+
+    def __init__(self, num_envs: int, num_workers: int, num_groups: int, num_servers: int) -> None:
+        self.num_workers, self.num_servers = num_workers, num_servers
+        self._units: dict[tuple[int, int, int], Unit] = {}  # server, group, worker
+        share = np.array_split(np.arange(num_envs), num_workers)
+        start = 0
+        for server, workers in enumerate(np.array_split(np.arange(num_workers), num_servers)):
+            for group in range(num_groups):
+                for w in workers.tolist():
+                    size = len(np.array_split(share[w], num_groups)[group])
+                    if size:
+                        self._units[server, group, w] = Unit(columns=slice(start, start + size))
+                    start += size
+
+    def units_of_worker(self, worker: int) -> list[Unit]:
+        """A worker's units, by group."""
+        return [unit for (_, _, w), unit in self._units.items() if w == worker]
+
+    def groups_of_server(self, server: int) -> list[list[Unit]]:
+        """A server's units, group by group; none empty."""
+        groups: dict[int, list[Unit]] = {}
+        for (s, group, _), unit in self._units.items():
+            if s == server:
+                groups.setdefault(group, []).append(unit)
+        return list(groups.values())

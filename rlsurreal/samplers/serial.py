@@ -1,0 +1,197 @@
+"""Sampling in one process: the plainest sampler, and the definition of what all others must produce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlsurreal.distributed.shared_arrays import plain
+from rlsurreal.samplers.actor import Actor, agent_example
+from rlsurreal.samplers.base import SamplerSettings, SlotBoard, check_spaces_agree, play_episodes
+from rlsurreal.samplers.collector import Collector
+from rlsurreal.samplers.local import fill_slot
+from rlsurreal.samplers.slots import SlotViews, allocate_slots
+from rlsurreal.samplers.trajectories import TrajectoryTracker
+from rlsurreal.structs import Agent, BatchSpec, EnvSamples, HasState, Samples, Spaces, TrajInfo, VectorEnv
+from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.plain import to_plain
+from rlsurreal.utils.seeding import derive_seed
+
+
+@dataclass(kw_only=True, eq=False)
+class SerialSampler(SamplerSettings):
+    """Environments and agent in this process, one slot."""
+
+    def connect(self, *, seed: int) -> Spaces:
+        """Build the environments."""
+        self._seed = seed
+        self._env = self.env.make(self.batch.num_envs, self.batch.first_env, seed)
+        self._eval: Station | None = None
+        return self._env.spaces
+
+    def initialize(self, agent: Agent, *, discount: float) -> None:
+        """Allocate the slot and reset the environments."""
+        self._agent, self._discount = agent, discount
+        self._train = self._make_station()
+        self._board = SlotBoard(self._train.slots)
+        self._tracker = TrajectoryTracker(self.batch.num_envs, self.batch.first_env, discount)
+        self._trajectories: list[TrajInfo] = []
+
+    def _make_station(self) -> Station:
+        station = Station(
+            self._env,
+            self._agent,
+            self.batch,
+            seed=self._seed,
+            purpose="act",
+            mid_batch_reset=self.mid_batch_reset,
+            state_interval=self.state_interval,
+        )
+        station.collector.start(
+            max_decorrelation_steps=self.max_decorrelation_steps,
+            first_env=self.batch.first_env,
+            seed=derive_seed(self._seed, "decorrelation"),
+        )
+        return station
+
+    def obtain(self) -> Samples:
+        """Step all environments through the slot."""
+        slot = self._train.next_slot
+        self._board.advance(slot, "FILLING")
+        env_samples = self._train.fill()
+        self._board.advance(slot, "READY")
+        self._trajectories += self._tracker.update(env_samples)
+        return self._board.lease(slot)
+
+    def release(self, samples: Samples) -> None:
+        """Give the slot back."""
+        self._board.free(samples)
+
+    def pop_trajectories(self) -> list[TrajInfo]:
+        """Games that ended since the last call."""
+        ended, self._trajectories = self._trajectories, []
+        return ended
+
+    def evaluate(self) -> list[TrajInfo]:
+        """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment."""
+        station = self._evaluation_station()
+        station.collector.start()
+        return play_episodes(
+            station.fill,
+            station.collector.on_hold,
+            station.collector.env.can_skip,
+            self.evaluation.episodes_per_env,
+            self._discount,
+        )
+
+    def _evaluation_station(self) -> Station:
+        if self._eval is None:
+            seed = derive_seed(self._seed, "evaluation")
+            env = self.eval_env.make(self.evaluation.num_envs, 0, seed)
+            check_spaces_agree(self._env.spaces, env.spaces)
+            self._eval = Station(
+                env,
+                self._agent,
+                self.eval_batch,
+                seed=seed,
+                purpose="evaluate",
+                deterministic=self.evaluation.deterministic,
+            )
+        return self._eval
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the next slot depends on; ``env`` is None where the environments cannot be saved."""
+        return {
+            "train": self._train.get_state(),
+            "tracker": self._tracker.get_state(),
+            "eval": None if self._eval is None else self._eval.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """Continue from `get_state`; False where the environments could not be saved, and begin new episodes instead."""
+        if state["eval"] is not None:
+            self._evaluation_station().set_state(state["eval"])
+        exact = self._train.set_state(state["train"])
+        if exact:
+            self._tracker.set_state(state["tracker"])
+        return exact
+
+    def close(self) -> None:
+        """Close the environments."""
+        if hasattr(self, "_env"):
+            self._env.close()
+            if self._eval is not None:
+                self._eval.collector.env.close()
+
+
+class Station:
+    """One vector environment with its slot, and the actor that plays it."""
+
+    next_slot = 0
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        agent: Agent,
+        batch: BatchSpec,
+        *,
+        seed: int,
+        purpose: str,
+        deterministic: bool = False,
+        mid_batch_reset: bool = True,
+        state_interval: int | None = None,
+    ) -> None:
+        interval = state_interval or batch.num_steps
+        self.slots = allocate_slots(
+            1, batch, env.spaces, env.info_example, agent_example(agent), state_interval=interval, shared=False
+        )
+        columns = slice(0, batch.num_envs)
+        self.collector = Collector(env, SlotViews(self.slots, columns), mid_batch_reset=mid_batch_reset)
+        self.actor = Actor(
+            agent,
+            self.slots,
+            columns,
+            first_env=batch.first_env,
+            seed=seed,
+            state_interval=interval,
+            purpose=purpose,
+            deterministic=deterministic,
+        )
+
+    def fill(self) -> EnvSamples:
+        """Collect one slot; its numpy arrays."""
+        fill_slot(self.collector, self.actor, 0)
+        return self.collector.views.slots[0].env
+
+    def get_state(self) -> dict[str, Any]:
+        """Environments (None where they cannot be saved), agent state and the row that begins the next slot."""
+        env = self.collector.env
+        env_state = env.get_state() if isinstance(env, HasState) else None
+        try:
+            to_plain(env_state)
+        except ValueError:  # it holds objects of its own classes, and loading a checkpoint must not run their code
+            env_state = None
+        return {
+            "env": env_state,
+            "actor": self.actor.get_state(),
+            "last_row": tree_map(np.array, plain(self._last_row())),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> bool:
+        """Continue from `get_state`; whether the environments could be continued."""
+        self.actor.num_slots_begun = state["actor"]["num_slots_begun"]
+        if state["env"] is None:
+            return False
+        self.collector.env.set_state(state["env"])  # type: ignore[attr-defined]
+        self.actor.set_state(state["actor"])
+        tree_map(lambda own, saved: own.__setitem__(..., saved), self._last_row(), state["last_row"])
+        return True
+
+    def _last_row(self) -> Tree:
+        slot = self.collector.views.slots[0]
+        keep = EnvSamples(slot.env.observation, None, slot.env.prev_reward, None, None, None, slot.env.first, None)
+        return Samples(slot.agent._replace(action=None, agent_info=None, agent_state=None), keep, None)[
+            self.actor.num_steps
+        ]

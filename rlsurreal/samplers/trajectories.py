@@ -1,0 +1,68 @@
+"""Statistics of whole games, computed from finished slots by whoever hands them out.
+
+Doing it here, and not where environments step, keeps the step loop short and needs no channel between processes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlsurreal.structs import EnvSamples, TrajInfo
+
+
+class TrajectoryTracker:
+    """Follows the games of ``num_envs`` environments from slot to slot.
+
+    A game ends where ``env_info.game_over`` says so if that is recorded (a life lost ends the learner's episode, not the
+    game), otherwise where the episode does.  ``env_info.score`` is the reward before clipping, if recorded.
+    """
+
+    def __init__(self, num_envs: int, first_env: int, discount: float) -> None:
+        self._first_env = first_env
+        self._discount = discount
+        self._sums = np.zeros((4, num_envs))  # total reward, length, discounted return, score
+        self._weight = np.ones(num_envs)  # discount ** length
+
+    def update(self, env: EnvSamples) -> list[TrajInfo]:
+        """The games that ended in this slot (numpy fields ``[T + 1, B]``), in the order of their ends."""
+        info = env.env_info
+        score = info.score if info is not None and "score" in info else env.reward
+        over = info.game_over if info is not None and "game_over" in info else env.terminated
+        num_steps = len(env.reward) - 1
+        over = over[:num_steps] | env.truncated[:num_steps]
+        # A reset row that no end led to: the game was lost with its worker, and counts for nothing.
+        restart = ~env.valid[:num_steps] & env.first[1:]
+        special = (over | restart).any(axis=1).tolist()
+        total, length, discounted, scores = self._sums
+        ended: list[TrajInfo] = []
+        for t in range(num_steps):
+            reward, valid = env.reward[t], env.valid[t]
+            total += reward
+            length += valid
+            discounted += self._weight * reward
+            scores += score[t]
+            self._weight[valid] *= self._discount
+            if special[t]:
+                ended += [self._info(b) for b in np.flatnonzero(over[t])]
+                done = over[t] | restart[t]
+                self._sums[:, done] = 0
+                self._weight[done] = 1
+        return ended
+
+    def _info(self, b: int) -> TrajInfo:
+        total, length, discounted, score = self._sums[:, b].tolist()
+        return TrajInfo(
+            env=self._first_env + int(b),
+            total_reward=total,
+            length=int(length),
+            discounted_return=discounted,
+            score=score,
+        )
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The games in progress."""
+        return {"sums": self._sums.copy(), "weight": self._weight.copy()}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue the games of `get_state`."""
+        self._sums[:], self._weight[:] = state["sums"], state["weight"]

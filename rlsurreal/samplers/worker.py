@@ -1,0 +1,185 @@
+"""The process that steps environments.  Torch-free unless it chooses actions itself.
+
+    loop               consumes                    produces                     waits for        is unblocked by
+    run_worker         `go` (one per slot)         `done` (one per slot)        go               the master's post
+    serve-side step    `act_ready` (T per slot)    `obs_ready` (T+1 per slot)   act_ready        the inference server
+
+All data goes through the shared slots.  A worker never times out: when its master dies it is killed.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rlsurreal.distributed.shared_arrays import SharedFile
+from rlsurreal.distributed.signals import Signal
+from rlsurreal.distributed.zygote import send_to_master
+from rlsurreal.samplers.collector import Collector
+from rlsurreal.samplers.slots import SlotViews
+from rlsurreal.structs import BatchSpec, EnvSpec, Samples, Spaces
+from rlsurreal.utils.affinity import pin
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple
+
+COLLECT, EVALUATE_AFRESH, EVALUATE_ON, STOP = range(4)
+
+
+class Control(NamedArrayTuple):
+    """Shared words between the master and one worker or server."""
+
+    command: Any  # int64 []: what the next `go` asks for
+    rows_done: Any  # int64 []: rows stepped since the start; it stands still when an environment hangs
+    environment: Any  # int64 []: global index of the environment being stepped
+
+
+@dataclass(kw_only=True)
+class Unit:
+    """Columns of one worker that one message is about: what an inference server serves together or not at all."""
+
+    columns: slice
+    obs_ready: Signal = field(default_factory=Signal)
+    act_ready: Signal = field(default_factory=Signal)
+
+    @property
+    def num_envs(self) -> int:
+        return self.columns.stop - self.columns.start
+
+
+@dataclass(kw_only=True)
+class StationPlan:
+    """One kind of work (training or evaluation): environments, slots, and whose columns are whose."""
+
+    env: EnvSpec
+    slots: Samples
+    batch: BatchSpec
+    units: list[Unit]  # of this worker, in the order in which it steps them
+    seed: int
+    purpose: str
+    state_interval: int
+    deterministic: bool = False
+    mid_batch_reset: bool = True
+    max_decorrelation_steps: int = 0
+    decorrelation_seed: int = 0
+    on_hold: np.ndarray | None = None  # shared bool [B]: environments to leave alone from the next slot on
+
+
+@dataclass(kw_only=True)
+class WorkerPlan:
+    """Everything a worker is started with."""
+
+    train: StationPlan
+    evaluate: StationPlan
+    spaces: Spaces
+    control: Control
+    go: Signal
+    done: Signal
+    stack: SharedFile
+    cpus: tuple[int, ...]
+    agent: Any = None  # its settings, where the worker chooses actions itself
+    link: Any = None  # where its parameters come from
+
+
+def describe_env(train: EnvSpec, evaluate: EnvSpec, seed: int) -> None:
+    """Child process: build one environment of each kind and say what it is like."""
+    described = []
+    for spec in (train, evaluate):
+        env = spec.make(1, 0, seed)
+        described.append((env.spaces, env.info_example, env.can_skip))
+        env.close()
+    send_to_master(described)
+
+
+def run_worker(plan: WorkerPlan) -> None:
+    """Child process: step environments through slots until told to stop."""
+    faulthandler.register(
+        signal.SIGUSR1, file=plan.stack, all_threads=False
+    )  # the master asks where a hanging worker is
+    pin(plan.cpus)
+    train = _Station(plan.train, plan)
+    evaluation: _Station | None = None
+    send_to_master("ready")
+    while True:
+        plan.go.wait()
+        command = int(plan.control.command)
+        if command == STOP:
+            train.close()
+            if evaluation is not None:
+                evaluation.close()
+            return
+        if command == COLLECT:
+            train.fill()
+        else:
+            if evaluation is None:
+                evaluation = _Station(plan.evaluate, plan)
+            elif command == EVALUATE_AFRESH:
+                evaluation.start()
+            evaluation.fill()
+        plan.done.post()
+
+
+class _Station:
+    """Environments of one kind, stepped slot after slot."""
+
+    def __init__(self, plan: StationPlan, worker: WorkerPlan) -> None:
+        self._plan, self._worker = plan, worker
+        self._collectors = [self._collector(unit) for unit in plan.units]
+        self._slot, self._num_slots = 0, len(plan.slots.env.reward)
+        self.start()
+        self._fill: Callable[[int], None] = self._fill_served if worker.agent is None else self._local_fill()
+
+    def _collector(self, unit: Unit) -> Collector:
+        plan = self._plan
+        first_env = plan.batch.first_env + unit.columns.start
+        env = plan.env.make(unit.num_envs, first_env, plan.seed)
+        collector = Collector(
+            env,
+            SlotViews(plan.slots, unit.columns),
+            mid_batch_reset=plan.mid_batch_reset,
+            progress=self._worker.control.rows_done,
+        )
+        env.position = self._worker.control.environment
+        if plan.on_hold is not None:
+            collector.on_hold = plan.on_hold[unit.columns]
+        return collector
+
+    def start(self) -> None:
+        """New episodes everywhere."""
+        plan = self._plan
+        for unit, collector in zip(plan.units, self._collectors):
+            collector.start(
+                max_decorrelation_steps=plan.max_decorrelation_steps,
+                seed=plan.decorrelation_seed,
+                first_env=plan.batch.first_env + unit.columns.start,
+            )
+
+    def fill(self) -> None:
+        """The next slot of the ring."""
+        self._fill(self._slot)
+        self._slot = (self._slot + 1) % self._num_slots
+
+    def _fill_served(self, slot: int) -> None:
+        """Actions come from an inference server."""
+        units = self._plan.units
+        for unit, collector in zip(units, self._collectors):
+            collector.begin(slot)
+            unit.obs_ready.post()
+        for t in range(self._plan.batch.num_steps):
+            for unit, collector in zip(units, self._collectors):
+                unit.act_ready.wait()
+                collector.step(slot, t)
+                unit.obs_ready.post()
+
+    def _local_fill(self) -> Callable[[int], None]:
+        """Actions are chosen here, by a copy of the agent."""
+        from rlsurreal.samplers.local import LocalFill  # the only place where a worker comes to import torch
+
+        return LocalFill(self._plan, self._worker, self._collectors)
+
+    def close(self) -> None:
+        for collector in self._collectors:
+            collector.env.close()
