@@ -1,0 +1,144 @@
+"""Draw learning curves:  python launchers/plot.py RUN [RUN ...] [--out FILE] [--x step|seconds] [--y COLUMN]
+
+Runs of one experiment with different seeds become one curve: the mean of the seeds and, shaded, from the lowest to the highest
+(from the 25th to the 75th percentile with five seeds or more).  Runs are one experiment when their settings differ in nothing
+but the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DEFAULT_COLUMNS = ("score/mean", "return/mean", "eval/return/mean")  # the first that a run has
+_IGNORED = ("seed", "name", "root", "verbose")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of run folders")
+    parser.add_argument(
+        "--out", type=Path, default=Path("learning_curves.png"), help="the picture (default: %(default)s)"
+    )
+    parser.add_argument("--x", choices=("step", "seconds"), default="step", help="what to draw against")
+    parser.add_argument(
+        "--y", help=f"column of progress.csv (default: the first there is of {', '.join(DEFAULT_COLUMNS)})"
+    )
+    args = parser.parse_args(argv)
+    folders = [
+        path.parent
+        for run in args.runs
+        for path in ([run / "progress.csv"] if (run / "progress.csv").exists() else sorted(run.glob("**/progress.csv")))
+    ]
+    if not folders:
+        print(f"error: no progress.csv in {', '.join(map(str, args.runs))}", file=sys.stderr)
+        return 2
+    try:
+        picture = draw_runs(folders, args.out, x=args.x, y=args.y)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if picture is None:
+        print("error: drawing needs matplotlib: pip install rlsurreal[plot]", file=sys.stderr)
+        return 1
+    print(picture)
+    return 0
+
+
+def read_column(folder: Path, x: str, y: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    """One run's curve: abscissae, values, and the name of the column; ValueError names what there is."""
+    with open(folder / "progress.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(rows[0]) if rows else []
+    column = y or next((name for name in DEFAULT_COLUMNS if name in names), None)
+    if column is None or column not in names:
+        raise ValueError(
+            f"{folder}/progress.csv has no column {column or ' or '.join(DEFAULT_COLUMNS)!r}; it has "
+            f"{', '.join(names) or 'no rows'}"
+        )
+    across = "time/seconds" if x == "seconds" else "step"
+    pairs = [(float(row[across]), float(row[column])) for row in rows if row[column] and row[across]]
+    values = np.array(pairs).reshape(-1, 2)
+    return values[:, 0], values[:, 1], column
+
+
+def final_return(folder: Path) -> float | None:
+    """The last mean return (or raw score) of training games, or None if no game ended."""
+    try:
+        _, values, _ = read_column(folder, "step", None)
+    except ValueError:
+        return None
+    return float(values[-1]) if len(values) else None
+
+
+def draw_runs(folders: Sequence[Path], out: Path, *, x: str = "step", y: str | None = None) -> Path | None:
+    """Draw the runs into the picture ``out``; None where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    label = ""
+    for name, members in group_by_experiment(folders).items():
+        curves = [read_column(folder, x, y) for folder in members]
+        label = curves[0][2]
+        grid, rows = on_common_grid([(across, values) for across, values, _ in curves])
+        (line,) = axes.plot(grid, rows.mean(0), label=f"{name} ({len(members)} seeds)" if len(members) > 1 else name)
+        if len(members) > 1:
+            low, high = np.percentile(rows, (25, 75), axis=0) if len(members) >= 5 else (rows.min(0), rows.max(0))
+            axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set_xlabel("environment steps" if x == "step" else "seconds")
+    axes.set_ylabel(f"{label.removesuffix('/mean').replace('/', ' ')} (mean of recent games)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    FigureCanvasAgg(figure).print_png(out)
+    return out
+
+
+def on_common_grid(
+    curves: Sequence[tuple[np.ndarray, np.ndarray]], num_points: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
+    """Curves interpolated where all of them are defined: the grid ``[P]``, and values ``[num_curves, P]``."""
+    if any(len(across) == 0 for across, _ in curves):
+        raise ValueError("a run has no row with a value yet; wait for its first games to end")
+    start, stop = max(across[0] for across, _ in curves), min(across[-1] for across, _ in curves)
+    grid = np.linspace(start, stop, num_points)
+    return grid, np.stack([np.interp(grid, across, values) for across, values in curves])
+
+
+def group_by_experiment(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """Runs whose settings differ in nothing but the seed, by the name of the experiment."""
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for folder in folders:
+        settings = settings_of(folder)
+        name = str(settings.get("name", folder.name))
+        key = json.dumps({k: v for k, v in settings.items() if k not in _IGNORED}, sort_keys=True)
+        groups.setdefault((name, key), []).append(folder)
+    named: dict[str, list[Path]] = {}
+    for (name, _), members in groups.items():
+        unique = name if name not in named else members[0].name
+        named[unique] = members
+    return named
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The fields of the experiment that made a run folder."""
+    path = folder / "config.json"
+    fields: dict[str, Any] = json.loads(path.read_text()).get("fields", {}) if path.exists() else {}
+    return fields
+
+
+if __name__ == "__main__":
+    sys.exit(main())

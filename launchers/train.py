@@ -1,0 +1,109 @@
+"""Train a recipe:  python launchers/train.py RECIPE [name=value ...]
+
+A name without a dot is an argument of the recipe (env_id=Hopper-v5 seed=3), or a field of the experiment; dotted names reach
+any setting: algo.learning_rate=1e-4  sampler.batch.num_envs=32  agent.model.kwargs.hidden_sizes=(256,256)
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import signal
+import sys
+from pathlib import Path
+
+from rlsurreal.recipes import RECIPES
+from rlsurreal.runners import Trainer
+from rlsurreal.utils import config
+from rlsurreal.utils.text_values import parse_value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    args = parse_arguments(argv)
+    try:
+        if args.list:
+            print_recipes()
+            return 0
+        trainer = resume_experiment(args.resume, args.overrides) if args.resume else build(args.recipe, args.overrides)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.print_config:
+        for name, value in config.flatten(trainer).items():
+            print(f"{name}={value}")
+        return 0
+    folder = trainer.train(resume=args.resume)
+    report(folder)
+    return 128 + signal.Signals[trainer.interrupted_by].value if trainer.interrupted_by else 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line as attributes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", help="name of a recipe; see --list")
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings to change")
+    parser.add_argument("--list", action="store_true", help="list the recipes with their arguments")
+    parser.add_argument("--print-config", action="store_true", help="print every setting and stop")
+    parser.add_argument(
+        "--resume", metavar="RUN", type=Path, help="folder of a run to continue from its latest checkpoint"
+    )
+    args = parser.parse_args(argv)
+    if args.resume and args.recipe:  # without a recipe the first override stands in its place
+        args.overrides.insert(0, args.recipe)
+    if not (args.recipe or args.resume or args.list):
+        parser.error("name a recipe, or use --list or --resume RUN")
+    return args
+
+
+def build(recipe: str, words: list[str]) -> Trainer:
+    """The experiment of a recipe with overrides; ValueError says what is wrong."""
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+    overrides = config.parse_overrides(words)
+    parameters = inspect.signature(RECIPES[recipe], eval_str=True).parameters
+    arguments = {
+        name: parse_value(overrides.pop(name), parameters[name].annotation)
+        for name in list(overrides)
+        if name in parameters
+    }
+    return config.override(RECIPES[recipe](**arguments), overrides)
+
+
+def resume_experiment(run: Path, words: list[str]) -> Trainer:
+    """The experiment that made a run folder."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.json")
+    trainer = config.from_tree(json.loads(path.read_text()))
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"{path} does not describe an experiment")
+    return config.override(trainer, config.parse_overrides(words))
+
+
+def print_recipes() -> None:
+    """Names, arguments and first lines of all recipes."""
+    for name, recipe in RECIPES.items():
+        arguments = " ".join(f"{p.name}={p.default}" for p in inspect.signature(recipe).parameters.values())
+        print(f"{name:14} {(inspect.getdoc(recipe) or '').splitlines()[0]}\n{'':14} {arguments}")
+
+
+def report(folder: Path) -> None:
+    """Say what came out, and draw the learning curve."""
+    from plot import draw_runs, final_return
+
+    result = final_return(folder)
+    if result is not None:
+        print(f"\nmean return of the last games: {result:,.1f}")
+    picture = draw_runs([folder], folder / "learning_curve.png")
+    if picture is not None:
+        print(f"learning curve: {picture}")
+    print(
+        f"everything is in {folder}: checkpoints/, progress.csv, log.txt, config.json; watch it with\n"
+        f"    python launchers/evaluate.py {folder} --video\n    tensorboard --logdir {folder}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

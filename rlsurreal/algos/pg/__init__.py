@@ -1,0 +1,1 @@
+"""Policy gradients: what A2C and PPO share is in `on_policy`."""

@@ -1,0 +1,185 @@
+"""What the on-policy algorithms share: hyperparameters, and a slot made ready to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlsurreal.agents import ActorCriticAgent
+from rlsurreal.algos.pg.rewards import RewardScaler
+from rlsurreal.algos.update import GradientStep
+from rlsurreal.ops.losses import explained_variance, masked_normalize
+from rlsurreal.ops.returns import generalized_advantage_estimation
+from rlsurreal.structs import AgentInputs, BatchSpec, Samples
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
+from rlsurreal.utils.schedules import Schedule, as_schedule
+from rlsurreal.utils.torch_tree import to_device
+
+
+class Rollout(NamedArrayTuple):
+    """A slot, or a minibatch of it, with what the losses need: ``[T, B]``, or ``[N]`` rows, or ``[T, N]`` sequences."""
+
+    inputs: AgentInputs
+    action: Tree
+    old_params: Tree  # of the distribution that chose the action
+    old_log_prob: Any
+    old_value: Any
+    advantage: Any
+    target: Any  # of the value
+    valid: Any
+    first: Any = None  # sequences only
+    state: Tree = None  # sequences only: [N], before their first row
+
+
+@dataclass(kw_only=True, eq=False)
+class OnPolicy:
+    """Hyperparameters of the on-policy algorithms, and how they see a slot."""
+
+    discount: float = 0.99
+    gae_lambda: float = 0.95
+    learning_rate: float | Schedule = 3e-4
+    value_loss_coeff: float = 0.5
+    entropy_coeff: float | Schedule = 0.0
+    max_grad_norm: float = 0.5
+    normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of the discounted return
+
+    def __post_init__(self) -> None:
+        for name in ("discount", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{type(self).__name__}.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+        if self.max_grad_norm <= 0:
+            raise ValueError(
+                f"{type(self).__name__}.max_grad_norm is {self.max_grad_norm}; it must be positive "
+                "(float('inf') turns clipping off)"
+            )
+        if self.normalize_advantage not in ("minibatch", "batch", "off"):
+            raise ValueError(
+                f"{type(self).__name__}.normalize_advantage is {self.normalize_advantage!r}; choose 'minibatch', "
+                "'batch' or 'off'"
+            )
+        self._learning_rate_at = as_schedule(self.learning_rate)
+        self._entropy_coeff_at = as_schedule(self.entropy_coeff)
+
+    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int) -> None:
+        """Build the optimizer.  ``batch``: the slots that `update` will see; ``seed``: of the minibatches."""
+        self._agent, self._batch = agent, batch
+        self._gradient_step = GradientStep(agent.module.parameters(), max_grad_norm=self.max_grad_norm)
+        self._scaler = RewardScaler(batch.num_envs, self.discount) if self.scale_rewards else None
+        self._generator = torch.Generator().manual_seed(seed)
+        self.num_updates = 0
+
+    def _prepare(self, samples: Samples) -> tuple[Samples, Rollout]:
+        """The slot on the agent's device, and the whole of it as a rollout."""
+        if self._scaler is not None:
+            samples = samples._replace(env=samples.env._replace(reward=self._scaler(samples.env)))
+        samples = to_device(samples, self._agent.device)
+        num_steps = self._batch.num_steps
+        last = tree_map(lambda s: s[-1], samples.agent.agent_state)
+        with torch.no_grad():
+            bootstrap = self._agent.value(inputs_of(samples)[num_steps], last)
+        info = samples.agent.agent_info
+        value = torch.cat([info.value[:num_steps], bootstrap[None]])
+        return samples, self._rollout(samples, value)
+
+    def _rollout(self, samples: Samples, value: Tensor) -> Rollout:
+        """Advantages and targets from ``value`` ``[T + 1, B]``."""
+        num_steps = self._batch.num_steps
+        env, info = samples.env[:num_steps], samples.agent.agent_info[:num_steps]
+        advantage, target = generalized_advantage_estimation(
+            env.reward,
+            value,
+            env.terminated,
+            env.truncated,
+            env.valid,
+            discount=self.discount,
+            gae_lambda=self.gae_lambda,
+        )
+        if self.normalize_advantage == "batch":
+            advantage = masked_normalize(advantage, env.valid)
+        return Rollout(
+            inputs=inputs_of(samples)[:num_steps],
+            action=tree_map(lambda a: a[:num_steps], samples.agent.action),
+            old_params=info.params,
+            old_log_prob=info.log_prob,
+            old_value=value[:num_steps],
+            advantage=advantage,
+            target=target,
+            valid=env.valid,
+            first=env.first,
+            state=samples.agent.agent_state,
+        )
+
+    def _finish(self, samples: Samples, rollout: Rollout) -> dict[str, Any]:
+        """After the last gradient step: take the slot into the normalizers' statistics.  Metrics of the whole slot.
+
+        The statistics that chose the actions hold for the whole update, or the first ratio of PPO would not be 1.
+        """
+        self.num_updates += 1
+        num_steps = self._batch.num_steps
+        self._agent.update_normalizer(tree_map(lambda o: o[:num_steps], samples.env.observation), rollout.valid)
+        metrics = {"value/explained_variance": explained_variance(rollout.old_value, rollout.target, rollout.valid)}
+        if self._scaler is not None:
+            metrics["reward/scale"] = self._scaler.scale
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the agent."""
+        return {
+            "optimizer": self._gradient_step.optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "num_updates": self.num_updates,
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._gradient_step.optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        self.num_updates = state["num_updates"]
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
+
+
+def inputs_of(samples: Samples) -> AgentInputs:
+    """What the agent saw, all ``T + 1`` rows."""
+    return AgentInputs(samples.env.observation, samples.agent.prev_action, samples.env.prev_reward)
+
+
+def rows_of(rollout: Rollout) -> Rollout:
+    """``[T, B]`` as ``[T * B]`` independent rows (views)."""
+    rows: Rollout = tree_map(lambda x: x.reshape(-1, *x.shape[2:]), rollout._replace(first=None, state=None))
+    return rows
+
+
+def sequences_of(rollout: Rollout) -> Rollout:
+    """``[T, B]`` as ``[C * B, L]`` sequences of the ``L`` rows between recorded states, sequences first; states ``[C * B]``."""
+    num_chunks = len(leaves(rollout.state)[0]) - 1
+
+    def cut(x: Tensor) -> Tensor:
+        chunks = x.reshape(num_chunks, -1, *x.shape[1:]).transpose(1, 2)  # [C, B, L]
+        return chunks.reshape(-1, *chunks.shape[2:])
+
+    states = tree_map(lambda s: s[:num_chunks].reshape(-1, *s.shape[2:]), rollout.state)
+    sequences: Rollout = tree_map(cut, rollout._replace(state=None))
+    return sequences._replace(state=states)
+
+
+def minibatches(data: Rollout, num_minibatches: int, generator: torch.Generator) -> Iterator[Rollout]:
+    """Every row (or sequence) of ``data`` once, in random order, in ``num_minibatches`` parts of nearly equal size.
+
+    Sequences come out ``[L, N]``, as models want them.
+    """
+    num_items = len(data.valid)
+    order = torch.randperm(num_items, generator=generator).to(data.valid.device)
+    shuffled = tree_map(lambda x: x[order], data)  # once for all: slices of it cost nothing
+    for i in range(num_minibatches):
+        start, stop = num_items * i // num_minibatches, num_items * (i + 1) // num_minibatches
+        part: Rollout = tree_map(lambda x: x[start:stop], shuffled)
+        if part.state is not None:
+            part = tree_map(lambda x: x.transpose(0, 1), part._replace(state=None))._replace(state=part.state)
+        yield part

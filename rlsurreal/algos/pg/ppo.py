@@ -1,0 +1,169 @@
+"""Proximal policy optimization (Schulman et al. 2017, arXiv 1707.06347), with a clipped or a KL-penalized objective.
+
+The KL penalty with its hinge, and the clip range that adapts to the KL, are those of SURREAL (Fan et al. 2018, CoRL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlsurreal.agents import ActorCriticAgent
+from rlsurreal.algos.pg.on_policy import OnPolicy, Rollout, inputs_of, minibatches, rows_of, sequences_of
+from rlsurreal.ops.losses import masked_mean, masked_normalize, ppo_clip_loss, value_loss
+from rlsurreal.structs import BatchSpec, Samples
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple, tree_map
+from rlsurreal.utils.schedules import Schedule, as_schedule
+
+METRICS = ("loss/policy", "loss/value", "loss/entropy", "policy/kl", "policy/clip_fraction", "update/grad_norm")
+
+# SURREAL's constants: the coefficient moves by a factor when the KL leaves (0.5, 2) times its target.
+_KL_BAND = (0.5, 2.0)
+_KL_COEFF_FACTOR, _KL_COEFF_RANGE = 1.5, (1 / 35, 35.0)
+_CLIP_FACTOR, _CLIP_BOUNDS = 1.2, (0.05, 0.3)
+
+
+class Coefficients(NamedArrayTuple):
+    """What changes from update to update, as 0-dim tensors: a changing Python number recompiles a compiled loss."""
+
+    clip_range: Any
+    kl_coeff: Any
+    entropy_coeff: Any
+
+
+@dataclass(kw_only=True, eq=False)
+class PPO(OnPolicy):
+    """Hyperparameters of PPO."""
+
+    num_epochs: int = 10
+    num_minibatches: int = 32  # per epoch; of rows, or of sequences if the model is recurrent
+    objective: Literal["clip", "kl_penalty"] = "clip"
+    clip_range: float | Schedule = 0.2
+    adaptive_clip: bool = (
+        False  # move the clip range so that the KL comes near `kl_target`; it starts from `clip_range`
+    )
+    kl_target: float = 0.015  # of the KL penalty and the adaptive clip range
+    kl_coeff: float = 1.0  # KL penalty: at the start; it adapts
+    kl_hinge_coeff: float = 250.0  # KL penalty: of the squared excess over twice the target
+    kl_stop: float | None = None  # stop an update after an epoch whose mean KL is above this
+    value_clip_range: float | None = None
+    recompute_advantages: bool = False  # anew in each epoch, with the present value function
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"PPO.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.objective not in ("clip", "kl_penalty"):
+            raise ValueError(f"PPO.objective is {self.objective!r}; choose 'clip' or 'kl_penalty'")
+        if self.adaptive_clip and self.objective != "clip":
+            raise ValueError("PPO.adaptive_clip is for objective='clip'; the KL penalty adapts by itself")
+        if self.adaptive_clip and callable(self.clip_range):
+            raise ValueError("PPO.clip_range is a schedule and adaptive_clip is set; use one of the two")
+        self._clip_range_at = as_schedule(self.clip_range)
+
+    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int) -> None:
+        """Build the optimizer; see `OnPolicy.initialize`."""
+        super().initialize(agent, batch, seed=seed)
+        self._adaptive_clip_range = float(self._clip_range_at(0.0))
+        self._adaptive_kl_coeff = self.kl_coeff
+
+    def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
+        """Several epochs of minibatch steps.  ``progress``: the part of the run that is done, for schedules.  Metrics."""
+        samples, rollout = self._prepare(samples)
+        coefficients = self._coefficients(progress)
+        learning_rate = self._learning_rate_at(progress)
+        parts = torch.zeros(len(METRICS), device=self._agent.device)
+        num_epochs = 0
+        for epoch in range(self.num_epochs):
+            if epoch > 0 and self.recompute_advantages:
+                rollout = self._rollout(samples, self._values(samples))
+            parts = self._epoch(rollout, coefficients, learning_rate)
+            num_epochs += 1
+            if self.kl_stop is not None and float(parts[METRICS.index("policy/kl")]) > self.kl_stop:
+                break
+        self._adapt(float(parts[METRICS.index("policy/kl")]))
+        return {
+            **dict(zip(METRICS, parts)),
+            "update/epochs": num_epochs,
+            "update/learning_rate": learning_rate,
+            "policy/clip_range": coefficients.clip_range,
+            "policy/kl_coeff": coefficients.kl_coeff,
+            **self._finish(samples, rollout),
+        }
+
+    def _epoch(self, rollout: Rollout, coefficients: Coefficients, learning_rate: float) -> Tensor:
+        """Every row once.  Means over the minibatches, in the order of `METRICS`."""
+        data = rows_of(rollout) if rollout.state is None else sequences_of(rollout)
+        total = torch.zeros(len(METRICS), device=self._agent.device)
+        num_minibatches = min(self.num_minibatches, len(data.valid))
+        for minibatch in minibatches(data, num_minibatches, self._generator):
+            loss, parts = ppo_loss(self._agent, minibatch, coefficients, self)
+            total[:-1] += parts
+            total[-1] += self._gradient_step(loss, learning_rate)
+        return total / num_minibatches
+
+    @torch.no_grad()
+    def _values(self, samples: Samples) -> Tensor:
+        """The present value function over all ``T + 1`` rows, recurrent state from the slot's start."""
+        state = tree_map(lambda s: s[0], samples.agent.agent_state)
+        first = None if state is None else samples.env.first
+        value: Tensor = self._agent.module.value(inputs_of(samples), state, first)  # type: ignore[operator]
+        return value
+
+    def _coefficients(self, progress: float) -> Coefficients:
+        clip_range = self._adaptive_clip_range if self.adaptive_clip else self._clip_range_at(progress)
+        numbers = (clip_range, self._adaptive_kl_coeff, self._entropy_coeff_at(progress))
+        return Coefficients(*(torch.tensor(number, device=self._agent.device) for number in numbers))
+
+    def _adapt(self, kl: float) -> None:
+        low, high = (bound * self.kl_target for bound in _KL_BAND)
+        too_far = 1 if kl > high else -1 if kl < low else 0
+        if self.objective == "kl_penalty":
+            self._adaptive_kl_coeff = _clamp(self._adaptive_kl_coeff * _KL_COEFF_FACTOR**too_far, _KL_COEFF_RANGE)
+        if self.adaptive_clip:
+            self._adaptive_clip_range = _clamp(self._adaptive_clip_range * _CLIP_FACTOR**-too_far, _CLIP_BOUNDS)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the agent."""
+        return {**super().state_dict(), "clip_range": self._adaptive_clip_range, "kl_coeff": self._adaptive_kl_coeff}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
+        self._adaptive_clip_range, self._adaptive_kl_coeff = state["clip_range"], state["kl_coeff"]
+
+
+def ppo_loss(agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients, ppo: PPO) -> tuple[Tensor, Tensor]:
+    """The loss of a minibatch, and its parts in the order of `METRICS` (but for the gradient's norm).
+
+    clip:        policy = -mean( min( ratio * A, clip(ratio, 1 - c, 1 + c) * A ) )
+    kl_penalty:  policy = -mean( ratio * A ) + kl_coeff * KL + kl_hinge_coeff * max(0, KL - 2 kl_target)^2,
+                 KL = mean( KL(old || new) )
+    loss = policy + value_loss_coeff * value - entropy_coeff * mean( H(pi) )
+    """
+    (params, value), _ = agent.module(data.inputs, data.state, data.first)
+    distribution, valid = agent.distribution, data.valid
+    advantage = masked_normalize(data.advantage, valid) if ppo.normalize_advantage == "minibatch" else data.advantage
+    log_prob = distribution.log_prob(params, data.action)
+    is_clip = ppo.objective == "clip"
+    clip_range = coefficients.clip_range if is_clip else float("inf")
+    policy = ppo_clip_loss(log_prob, data.old_log_prob, advantage, valid, clip_range=clip_range)
+    policy_loss, kl = policy.loss, policy.approx_kl
+    if not is_clip:
+        kl = masked_mean(distribution.kl(data.old_params, params), valid)
+        excess = (kl - _KL_BAND[1] * ppo.kl_target).clamp(min=0)
+        policy_loss = policy_loss + coefficients.kl_coeff * kl + ppo.kl_hinge_coeff * excess.square()
+    critic = value_loss(value, data.target, valid, old_value=data.old_value, clip_range=ppo.value_clip_range)
+    entropy = masked_mean(distribution.entropy(params), valid)
+    loss = policy_loss + ppo.value_loss_coeff * critic - coefficients.entropy_coeff * entropy
+    parts = torch.stack([policy_loss, critic, entropy, kl, policy.clip_fraction]).detach()
+    return loss, parts
+
+
+def _clamp(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])

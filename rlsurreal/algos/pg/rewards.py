@@ -1,0 +1,65 @@
+"""Reward scaling by the spread of the discounted return (Engstrom et al. 2020, arXiv 2005.12729, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlsurreal.structs import EnvSamples
+
+_CLIP = 10.0  # of the scaled reward
+
+
+class RewardScaler:
+    """Divides rewards by the running standard deviation of ``R_t = discount * R_{t-1} + r_t``, kept for each environment.
+
+    The statistics of a slot are taken in before it is scaled.  Runs on the CPU, in float64.
+    """
+
+    def __init__(self, num_envs: int, discount: float) -> None:
+        self._discount = discount
+        self._return = torch.zeros(num_envs, dtype=torch.float64)
+        self._count, self._mean, self._spread = 0.0, 0.0, 0.0  # spread: sum of squared differences from the mean
+        self.scale = 1.0
+
+    def __call__(self, env: EnvSamples) -> Tensor:
+        """Scaled rewards ``[T + 1, B]`` of a slot; its own rewards are left as they are."""
+        num_steps = len(env.reward) - 1
+        reward, valid = env.reward[:num_steps].double(), env.valid[:num_steps]
+        done = env.terminated[:num_steps] | env.truncated[:num_steps]
+        returns = torch.empty_like(reward)
+        for t in range(num_steps):
+            self._return = torch.where(valid[t], self._discount * self._return + reward[t], self._return)
+            returns[t] = self._return
+            self._return = torch.where(done[t] | ~valid[t], 0.0, self._return)
+        self._take_in(returns[valid])
+        if self._count > 1 and self._spread > 0:
+            self.scale = (self._spread / self._count) ** 0.5
+        return (env.reward / self.scale).clamp(-_CLIP, _CLIP)
+
+    def _take_in(self, returns: Tensor) -> None:
+        if returns.numel() == 0:
+            return
+        count, mean = float(returns.numel()), float(returns.mean())
+        difference, total = mean - self._mean, self._count + count
+        self._spread += float((returns - mean).square().sum()) + difference**2 * self._count * count / total
+        self._mean += difference * count / total
+        self._count = total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running statistics and the returns in progress."""
+        return {
+            "return": self._return.clone(),
+            "count": self._count,
+            "mean": self._mean,
+            "spread": self._spread,
+            "scale": self.scale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._return = state["return"].clone()
+        self._count, self._mean, self._spread = state["count"], state["mean"], state["spread"]
+        self.scale = state["scale"]

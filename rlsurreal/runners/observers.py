@@ -1,0 +1,193 @@
+"""What watches the training loop: logs, evaluations, the progress bar."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rlsurreal.runners.checkpoints import Checkpoints
+from rlsurreal.runners.counter import Counter
+from rlsurreal.structs import Agent, Sampler, Samples, TrajInfo
+from rlsurreal.utils.logger import MetricLogger, ProgressBar
+from rlsurreal.utils.timing import PhaseTimer
+
+TRAJECTORY_WINDOW = 100  # training returns are those of the last so many games
+
+
+class Observer(Protocol):
+    """Anything that looks at the loop."""
+
+    def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
+        """After each update, before the samples are released."""
+
+    def close(self, counter: Counter) -> None:
+        """When the loop has ended, by itself or interrupted."""
+
+
+class Observers:
+    """Several observers, in order."""
+
+    def __init__(self, observers: list[Observer]) -> None:
+        self._observers = observers
+
+    def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.after_update(counter, samples, metrics)
+
+    def close(self, counter: Counter) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.close(counter)
+
+
+class MetricLog:
+    """Writes a row of metrics at every log interval; stops the run when a metric is not finite."""
+
+    def __init__(
+        self, logger: MetricLogger, agent: Agent, sampler: Sampler, interval_steps: int, timer: PhaseTimer
+    ) -> None:
+        self.recent: deque[TrajInfo] = deque(maxlen=TRAJECTORY_WINDOW)
+        self._logger, self._agent, self._sampler = logger, agent, sampler
+        self._interval_steps, self._timer = interval_steps, timer
+        self._logged_at = 0
+        self._pending: dict[str, float] = {}
+        self._rate_from: tuple[int, float] | None = None
+
+    def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
+        """Take in the games that ended, and log if it is time."""
+        ended = self._sampler.pop_trajectories()
+        counter.trajectories += len(ended)
+        self.recent.extend(ended)
+        self._latest = (samples, metrics)
+        if self._agent.device.type == "cpu":
+            self._check_finite(metrics, counter)  # on an accelerator this would wait for it: there at log time
+        if counter.env_steps // self._interval_steps > self._logged_at // self._interval_steps:
+            self._write(counter, samples, metrics)
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Metrics that go into the next row."""
+        self._pending.update(metrics)
+
+    def _write(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
+        self._check_finite(metrics, counter)
+        self._logged_at = counter.env_steps
+        valid = samples.env.valid[:-1]
+        lag = (self._agent.version - 1 - samples.policy_version[:-1][valid]).double()
+        steps, seconds = self._rate_from or (0, 0.0)
+        row: dict[str, float] = {
+            "iterations": counter.iterations,
+            "trajectories": counter.trajectories,
+            "time/seconds": counter.seconds,
+            "rate/env_steps_per_s": (counter.env_steps - steps) / max(counter.seconds - seconds, 1e-9),
+            "rate/policy_lag": float(lag.mean()) if lag.numel() else 0.0,
+        }
+        self._rate_from = (counter.env_steps, counter.seconds)
+        row |= {f"time/{phase}_share": share for phase, share in self._timer.shares().items()}
+        row |= trajectory_statistics(self.recent)
+        row |= {name: float(value) for name, value in metrics.items()}
+        row |= self._pending
+        self._pending = {}
+        self._logger.write(counter.env_steps, row)
+
+    def _check_finite(self, metrics: Mapping[str, Any], counter: Counter) -> None:
+        bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+        if bad:
+            module = getattr(self._agent, "module", torch.nn.Module())
+            spoilt = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
+            raise FloatingPointError(
+                f"{', '.join(bad)} not finite in update {counter.iterations} (after {counter.env_steps} "
+                f"environment steps); parameters not finite: {', '.join(spoilt) or 'none'}"
+            )
+
+    def close(self, counter: Counter) -> None:
+        """Log what came after the last row, unless the run was interrupted: it will be resumed in the middle."""
+        if self._logged_at < counter.env_steps >= counter.total_env_steps and hasattr(self, "_latest"):
+            self._write(counter, *self._latest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Recent games, and when the last row was written."""
+        return {"recent": [list(vars(info).values()) for info in self.recent], "logged_at": self._logged_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.recent.extend(TrajInfo(*values) for values in state["recent"])
+        self._logged_at = state["logged_at"]
+
+
+def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "") -> dict[str, float]:
+    """Mean, standard deviation, median, least and most of return, length, discounted return and score.
+
+    The score is left out where it is the return; nothing at all where there are no games.
+    """
+    games = list(games)
+    if not games:
+        return {}
+    columns = {
+        "return": [g.total_reward for g in games],
+        "length": [g.length for g in games],
+        "discounted_return": [g.discounted_return for g in games],
+        "score": [g.score for g in games],
+    }
+    if columns["score"] == columns["return"]:
+        del columns["score"]
+    statistics = {"mean": np.mean, "std": np.std, "median": np.median, "min": np.min, "max": np.max}
+    return {
+        f"{prefix}{name}/{kind}": float(compute(values))
+        for name, values in columns.items()
+        for kind, compute in statistics.items()
+    }
+
+
+class Evaluations:
+    """Evaluates at the start, at every interval and at the end."""
+
+    def __init__(self, sampler: Sampler, log: MetricLog, checkpoints: Checkpoints, interval_steps: int) -> None:
+        self._sampler, self._log, self._checkpoints = sampler, log, checkpoints
+        self._interval_steps = interval_steps
+        self._evaluated_at = 0
+
+    def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
+        """Evaluate if it is time."""
+        if counter.env_steps // self._interval_steps > self._evaluated_at // self._interval_steps:
+            self._evaluate(counter)
+
+    def _evaluate(self, counter: Counter) -> None:
+        self._evaluated_at = counter.env_steps
+        games = self._sampler.evaluate()
+        self._log.add(trajectory_statistics(games, "eval/"))
+        self._checkpoints.after_evaluation(counter, float(np.mean([game.total_reward for game in games])))
+
+    def close(self, counter: Counter) -> None:
+        """Nothing is open."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the last evaluation was."""
+        return {"evaluated_at": self._evaluated_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._evaluated_at = state["evaluated_at"]
+
+
+class Progress:
+    """The progress bar, with the recent mean return."""
+
+    def __init__(self, counter: Counter, log: MetricLog) -> None:
+        self._bar = ProgressBar(counter.total_env_steps, "training", initial=counter.env_steps)
+        self._log = log
+
+    def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
+        """Move it."""
+        games = self._log.recent
+        note = f"return {np.mean([g.total_reward for g in games]):.1f}" if games else ""
+        self._bar.update(counter.env_steps, note)
+
+    def close(self, counter: Counter) -> None:
+        """Leave the terminal as it should be."""
+        self._bar.close()

@@ -1,0 +1,315 @@
+"""The loop, its logs and checkpoints; resuming; stopping."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlsurreal.agents import ActorCriticAgent, ModelSpec
+from rlsurreal.algos import A2C, PPO
+from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
+from rlsurreal.models import ActorCritic
+from rlsurreal.runners import CheckpointPolicy, Trainer
+from rlsurreal.samplers import EvalSpec, ParallelSampler, SerialSampler
+from rlsurreal.structs import BatchSpec
+from rlsurreal.testing.envs import CountingEnv, FailingEnv
+from rlsurreal.utils.files import list_checkpoints, load_checkpoint
+from rlsurreal.utils.namedarraytuple import named_leaves
+from rlsurreal.utils.schedules import Linear
+
+
+def trainer(
+    root: Path,
+    env: str | GymnasiumEnv = "CartPole-v1",
+    *,
+    total: int = 1600,
+    algo: Any = None,
+    recurrent: Any = None,
+    **changes: Any,
+) -> Trainer:
+    env = GymnasiumEnv(factory=env) if isinstance(env, str) else env
+    kwargs = {"hidden_sizes": (16,), "normalize_observation": True, "recurrent": recurrent, "recurrent_size": 8}
+    sampler = SerialSampler(
+        env=env,
+        batch=BatchSpec(20, 4),
+        max_decorrelation_steps=5 if isinstance(env, GymnasiumEnv) else 0,
+        evaluation=EvalSpec(num_envs=2, episodes_per_env=1, num_steps=20),
+    )
+    settings: dict[str, Any] = dict(
+        agent=ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs)),
+        sampler=sampler,
+        algo=algo or PPO(num_epochs=2, num_minibatches=2, learning_rate=Linear(1e-3, 1e-4), scale_rewards=True),
+        total_env_steps=total,
+        log_interval_steps=400,
+        checkpoints=CheckpointPolicy(interval_steps=400, keep="all"),
+        root=str(root),
+        verbose=False,
+        tensorboard=False,
+    )
+    return Trainer(**{**settings, **changes})
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "progress.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(row: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in row.items() if not name.startswith(("time/", "rate/env_steps"))}
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    return load_checkpoint(list_checkpoints(folder / "checkpoints")[-1][1])
+
+
+def assert_equal(one: Any, other: Any, where: str = "") -> None:
+    """Bit for bit, through dictionaries, sequences, structures and tensors."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif hasattr(one, "_fields"):
+        for (name, x), (_, y) in zip(named_leaves(one), named_leaves(other), strict=True):
+            assert_equal(x, y, f"{where}.{name}")
+    elif isinstance(one, np.random.Generator):
+        assert_equal(one.bit_generator.state, other.bit_generator.state, where)
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (x, y) in enumerate(zip(one, other)):
+            assert_equal(x, y, f"{where}[{i}]")
+    elif isinstance(one, (torch.Tensor, np.ndarray)):
+        assert one.dtype == other.dtype and one.shape == other.shape, where
+        assert np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f"), where
+    else:
+        assert one == other or (one != one and other != other), where
+
+
+CASES = {
+    "cartpole": ("CartPole-v1", {}),
+    "pendulum": ("Pendulum-v1", {}),
+    "mujoco": ("HalfCheetah-v5", {}),
+    "gru": ("CartPole-v1", {"recurrent": "gru"}),
+    "kl-penalty": (
+        "Pendulum-v1",
+        {"algo": lambda: PPO(objective="kl_penalty", num_epochs=2, num_minibatches=2, kl_target=1e-4)},
+    ),
+    "adaptive-clip": (
+        "Pendulum-v1",
+        {"algo": lambda: PPO(adaptive_clip=True, num_epochs=2, num_minibatches=2, kl_target=1e-4)},
+    ),
+    "a2c": ("CartPole-v1", {"algo": lambda: A2C(scale_rewards=True)}),
+    "pong": (GymnasiumEnv(factory=make_atari, kwargs={"game": "Pong", "size": 36}), {"total": 480}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, case):
+    env, changes = CASES[case]
+    total = changes.get("total", 1600)
+    make = changes.get("algo", lambda: None)
+    changes = {key: value for key, value in changes.items() if key not in ("algo", "total")}
+    if case == "pong":
+        changes["agent"] = ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs={"hidden_sizes": (8,)}))
+    else:
+        changes["eval_interval_steps"] = 800
+    whole = trainer(tmp_path / "whole", env, total=total, algo=make(), **changes).train()
+    torch.manual_seed(77)  # a run must not depend on what the process did before
+    np.random.seed(77)
+    first = trainer(tmp_path / "parts", env, total=total, algo=make(), **changes)
+    stop_halfway(first, total // 2)
+    parts = first.train()
+    assert list_checkpoints(parts / "checkpoints")[-1][0] < total
+    resumed = trainer(tmp_path / "parts", env, total=total, algo=make(), **changes)
+    assert resumed.train(resume=parts) == parts
+    assert_equal(_timeless(final_state(whole)), _timeless(final_state(parts)))
+    assert [without_times(r) for r in rows(whole)] == [without_times(r) for r in rows(parts)]
+
+
+def stop_halfway(run: Trainer, steps: int) -> None:
+    """Interrupt the run, as Ctrl-C would, once it has made ``steps``."""
+    update, seen = run.algo.update, 0
+
+    def update_and_stop(samples: Any, progress: float) -> Any:
+        nonlocal seen
+        seen += int(samples.env.valid[:-1].sum())
+        if seen >= steps:
+            signal.raise_signal(signal.SIGINT)
+        return update(samples, progress)
+
+    run.algo.update = update_and_stop  # type: ignore[method-assign]
+
+
+def _timeless(state: dict[str, Any]) -> dict[str, Any]:
+    state["counter"] = {key: value for key, value in state["counter"].items() if key != "seconds"}
+    return state
+
+
+def test_environments_without_state_start_new_episodes_and_say_so(tmp_path):
+    env = EnvPoolEnv(task_id="CartPole-v1")
+    first = trainer(tmp_path, env)
+    stop_halfway(first, 800)
+    folder = first.train()
+    trainer(tmp_path, env).train(resume=folder)
+    assert "start new episodes" in (folder / "log.txt").read_text()
+    assert int(rows(folder)[-1]["step"]) >= 1600
+
+
+def test_run_folder_has_configuration_versions_and_log(tmp_path):
+    folder = trainer(tmp_path, eval_interval_steps=400).train()
+    configuration = json.loads((folder / "config.json").read_text())
+    assert configuration["fields"]["algo"]["fields"]["num_epochs"] == 2
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
+    table = rows(folder)
+    assert [int(row["step"]) for row in table] == sorted(int(row["step"]) for row in table)
+    for name in (
+        "return/mean",
+        "length/median",
+        "loss/policy",
+        "loss/value",
+        "rate/env_steps_per_s",
+        "rate/policy_lag",
+        "time/sample_share",
+        "eval/return/mean",
+    ):
+        assert name in table[-1], name
+    assert float(table[-1]["rate/policy_lag"]) == 0
+
+
+def test_counts_are_those_of_valid_rows(tmp_path):
+    folder = trainer(tmp_path, GymnasiumEnv(factory=CountingEnv, kwargs={"lengths": 3}), total=300).train()
+    state = final_state(folder)
+    # Episodes of three steps and a reset row: three of four rows are steps.
+    iterations = state["counter"]["iterations"]
+    assert abs(state["counter"]["env_steps"] - iterations * 20 * 4 * 3 / 4) <= 4
+    assert abs(state["counter"]["trajectories"] - state["counter"]["env_steps"] / 3) <= 8
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({"keep": "none"}, set()),
+        ({"keep": "last", "best": False}, {"last"}),
+        ({"keep": "last", "interval_steps": 400}, {"last", "best.pt"}),
+        ({"keep": "all", "interval_steps": 400, "best": False}, {400, 800, 1200, "last"}),
+        ({"keep": "last", "interval_steps": 400, "keep_every_steps": 800, "best": False}, {400, 800, "last"}),
+    ],
+)
+def test_each_policy_leaves_the_files_it_says(tmp_path, policy, expected):
+    folder = trainer(tmp_path, checkpoints=CheckpointPolicy(**policy), eval_interval_steps=800).train() / "checkpoints"
+    steps = [step for step, _ in list_checkpoints(folder)] if folder.exists() else []
+    found: set[Any] = {path.name for path in folder.glob("*.pt") if not path.name.startswith("checkpoint_")}
+    found |= {step // 400 * 400 for step in steps[:-1]} | ({"last"} if steps else set())
+    assert found == expected
+
+
+def test_two_runs_in_one_process_do_not_mix(tmp_path):
+    folders = [trainer(tmp_path, seed=seed).train() for seed in (0, 1)]
+    assert folders[0] != folders[1]
+    assert all(len(rows(folder)) == 4 for folder in folders)
+
+
+def test_same_seed_same_run_and_other_seed_another(tmp_path):
+    states = [final_state(trainer(tmp_path, seed=seed).train()) for seed in (5, 5, 6)]
+    assert_equal(_timeless(states[0]), _timeless(states[1]))
+    with pytest.raises(AssertionError):
+        assert_equal(states[0]["agent"], states[2]["agent"])
+
+
+def test_nan_in_a_loss_stops_the_run_and_says_what_and_where(tmp_path):
+    run = trainer(tmp_path, algo=A2C(learning_rate=1e38))
+    with pytest.raises(
+        FloatingPointError, match=r"not finite in update \d+ \(after \d+ environment steps\).*parameters not finite"
+    ):
+        run.train()
+
+
+def test_nan_in_an_observation_stops_the_run_and_names_the_environment(tmp_path):
+    with pytest.raises(RuntimeError, match=r"environment \d.*FailingEnv.*finite"):
+        trainer(tmp_path, GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "nan", "at": 30})).train()
+
+
+def test_damaged_checkpoint_is_named_with_the_one_before(tmp_path):
+    folder = trainer(tmp_path).train()
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    checkpoints[-1][1].write_bytes(checkpoints[-1][1].read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{checkpoints[-1][1].name}.*damaged.*{checkpoints[-2][1].name}"):
+        trainer(tmp_path).train(resume=folder)
+
+
+def test_resuming_what_was_not_saved(tmp_path):
+    folder = trainer(tmp_path, checkpoints=CheckpointPolicy(keep="none")).train()
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        trainer(tmp_path).train(resume=folder)
+
+
+def test_training_works_outside_the_main_thread(tmp_path):
+    done: list[Path] = []
+    thread = threading.Thread(target=lambda: done.append(trainer(tmp_path, total=200).train()))
+    thread.start()
+    thread.join(60)
+    assert done and rows(done[0])
+
+
+@pytest.mark.parametrize("field", ["total_env_steps", "log_interval_steps", "eval_interval_steps", "num_threads"])
+def test_bad_settings_name_the_field(tmp_path, field):
+    with pytest.raises(ValueError, match=f"{field} is 0; it must be at least 1"):
+        trainer(tmp_path, **{field: 0})
+
+
+SCRIPT = """
+    import sys
+    from rlsurreal.recipes import debug
+    from rlsurreal.utils.config import override
+    run = override(debug(), {{"total_env_steps": 10**9, "root": {root!r}, "verbose": False, "tensorboard": False}})
+    print("started", flush=True)
+    folder = run.train()
+    print("left", run.interrupted_by, folder, flush=True)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_cleanly(tmp_path, number):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT.format(root=str(tmp_path))))
+    master = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert master.stdout.readline() == "started\n"
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("debug_0/progress.csv")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    master.send_signal(number)
+    left, name, folder = master.stdout.readline().split()
+    assert (left, name) == ("left", signal.Signals(number).name)
+    assert master.wait(20) == 0
+    assert list_checkpoints(Path(folder) / "checkpoints")
+
+
+@pytest.mark.processes
+def test_parallel_training_learns_from_fresh_parameters(tmp_path):
+    sampler = ParallelSampler(env=GymnasiumEnv(factory="CartPole-v1"), batch=BatchSpec(20, 4), num_workers=2)
+    folder = trainer(tmp_path, sampler=sampler).train()
+    assert [float(row["rate/policy_lag"]) for row in rows(folder)] == [0.0] * len(rows(folder))
+    overlapped = ParallelSampler(
+        env=GymnasiumEnv(factory="CartPole-v1"), batch=BatchSpec(20, 4), num_workers=2, num_slots=2
+    )
+    lags = [float(row["rate/policy_lag"]) for row in rows(trainer(tmp_path, sampler=overlapped).train())]
+    assert all(0 <= lag <= 2 for lag in lags) and max(lags) > 0
