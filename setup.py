@@ -6,6 +6,7 @@ atari = ["ale-py>=0.11", "opencv-python-headless"]
 envpool = ["envpool>=1.2"]
 dm_control = ["shimmy[dm-control]>=2.0"]
 plot = ["matplotlib"]
+video = ["imageio[ffmpeg]"]
 test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
 
 setup(
@@ -31,6 +32,7 @@ setup(
         "envpool": envpool,
         "dm-control": dm_control,
         "plot": plot,
-        "dev": atari + envpool + dm_control + plot + test,
+        "video": video,
+        "dev": atari + envpool + dm_control + plot + video + test,
     },
 )

@@ -1,0 +1,1 @@
+"""Deep reinforcement learning on PyTorch: agents, algorithms, samplers, and recipes that put them together."""

@@ -1,7 +1,7 @@
 """The vocabulary: the data that flows through rlsurreal, and what its parts ask of each other.
 
-Data is ``[T, B]``: T time steps (rows) by B environments (columns).  A slot has T rows and one bootstrap row, so its arrays
-have ``T + 1`` rows.  Environments reset on the step after the one that ended the episode:
+Data is ``[T, B]``: T time steps (rows) by B environments (columns).  A slot has T rows and one bootstrap row, so its
+arrays have ``T + 1`` rows.  Environments reset on the step after the one that ended the episode:
 
     row         t              t+1             t+2
     step        ends episode   reset row       first of the next
@@ -110,18 +110,18 @@ class BatchSpec:
     num_steps: int  # T
     num_envs: int  # B
     first_env: int = 0  # global index of column 0
-    total_envs: int = 0  # environments over all ranks; 0: num_envs
+    total_envs: int | None = None  # environments over all ranks; None: up to this rank's last
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"BatchSpec.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.total_envs == 0:
-            object.__setattr__(self, "total_envs", self.first_env + self.num_envs)
-        if self.first_env < 0 or self.first_env + self.num_envs > self.total_envs:
+        if self.first_env < 0:
+            raise ValueError(f"BatchSpec.first_env is {self.first_env}; environments are numbered from 0")
+        if self.total_envs is not None and self.first_env + self.num_envs > self.total_envs:
             raise ValueError(
-                f"BatchSpec: environments {self.first_env} to {self.first_env + self.num_envs - 1} do not lie "
-                f"within total_envs={self.total_envs}"
+                f"BatchSpec.total_envs is {self.total_envs}, but environments {self.first_env} to "
+                f"{self.first_env + self.num_envs - 1} are this rank's; it must count those of all ranks"
             )
 
     @property
@@ -182,8 +182,8 @@ class VectorEnv(Protocol):
         """Apply ``action`` ``[B]`` and write all fields of ``out``.
 
         An environment whose episode ended in its last step is reset instead: it ignores the action, its row is not
-        ``valid``, reward and flags are 0, and ``first`` is set.  Where ``skip`` is set nothing happens to the environment:
-        ``valid`` and the flags are cleared, and ``observation`` and ``first`` are left for the caller.
+        ``valid``, reward and flags are 0, and ``first`` is set.  Where ``skip`` is set nothing happens to the
+        environment: ``valid`` and the flags are cleared, and ``observation`` and ``first`` are left for the caller.
         """
 
     def close(self) -> None:
@@ -194,16 +194,18 @@ class VectorEnv(Protocol):
 class HasState(Protocol):
     """What can be saved and continued bit for bit."""
 
-    def get_state(self) -> Any: ...
+    def get_state(self) -> Any:
+        """A copy of the state, to be pickled."""
 
-    def set_state(self, state: Any) -> None: ...
+    def set_state(self, state: Any) -> None:
+        """Continue from `get_state`."""
 
 
 class EnvSpec(Protocol):
     """A picklable recipe for a batch of environments."""
 
     def make(self, num_envs: int, first_env: int, seed: int) -> VectorEnv:
-        """Environments ``first_env`` to ``first_env + num_envs - 1`` of the run, each seeded by (seed, global index)."""
+        """Environments ``first_env`` to ``first_env + num_envs - 1`` of the run, seeded by (seed, global index)."""
 
     def preload_modules(self) -> tuple[str, ...]:
         """Modules that a worker process will import anyway (loaded once, then shared between workers)."""
@@ -230,6 +232,15 @@ class Agent(Protocol):
     def publish(self, version: int) -> None:
         """Make the present parameters, as ``version``, available to every copy of this agent."""
 
+    def share(self) -> Any:
+        """Open the way to copies in other processes: a picklable link; from now on `publish` writes there."""
+
+    def follow(self, link: Any) -> None:
+        """Be a copy: take parameters from ``link`` at every `pull`."""
+
+    def pull(self) -> None:
+        """Take the newest published parameters, if they are new."""
+
 
 class Algorithm(Protocol):
     """Learns from samples."""
@@ -245,9 +256,11 @@ class Algorithm(Protocol):
         Returns metrics: numbers, or 0-dim tensors that may still be on the device.
         """
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the agent."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
 
 
 class Sampler(Protocol):

@@ -1,1 +1,1 @@
-"""What crosses process borders: shared arrays, wake-ups, child processes, parameters.  Imported by every layer above."""
+"""What crosses process borders: shared arrays, wake-ups, child processes, parameters.  For every layer above."""

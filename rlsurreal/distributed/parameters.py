@@ -50,7 +50,9 @@ class SharedParameters:
     def _buffers(self) -> list[list[torch.Tensor]]:
         if self._views is None:
             memory = torch.from_numpy(np.asarray(self._memory))
-            self._views = [[_view(memory[i], *where) for _, *where in self._layout] for i in range(2)]
+            self._views = [
+                [_view(memory[i], start, dtype, shape) for _, start, dtype, shape in self._layout] for i in range(2)
+            ]
         return self._views
 
     @torch.no_grad()

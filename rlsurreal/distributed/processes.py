@@ -5,10 +5,10 @@
       |                           |  exit status                  |  messages, tracebacks
       +---- Child <---------------+-------------------------------+     (one status channel for each child)
 
-The zygote (`rlsurreal.distributed.zygote`) is a fresh, single-threaded interpreter, so forking it is safe whatever CUDA,
-OpenGL or threads the master has; it never imports the master's main script.  What children need is imported there once
-and shared copy-on-write.  Functions and arguments travel by cloudpickle, descriptors of shared memory and signals beside
-them.  Lifetimes are tied by descriptors, not by good behaviour:
+The zygote (`rlsurreal.distributed.zygote`) is a fresh, single-threaded interpreter, so forking it is safe whatever
+CUDA, OpenGL or threads the master has; it never imports the master's main script.  What children need is imported there
+once and shared copy-on-write.  Functions and arguments travel by cloudpickle, descriptors of shared memory and signals
+beside them.  Lifetimes are tied by descriptors, not by good behaviour:
 
     loop               consumes            produces              waits for               is unblocked by
     zygote's main      start requests      children, statuses    master's socket,        a request, an exit,
@@ -52,6 +52,7 @@ class Child:
         self._failure: str | None = None
 
     def fileno(self) -> int:
+        """What to poll: readable when there is a message or the child has ended."""
         return self._status.fileno()
 
     def receive(self, timeout_s: float | None = None) -> Any:
@@ -126,9 +127,12 @@ class Launcher:
     """Starts children.  All of them are gone when it is closed, or when this process ends in whatever way."""
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
-        """``preload``: modules to import once, before any child is started; they must not start threads or open devices."""
+        """``preload``: modules to import once, before any child starts; they must not start threads or open devices."""
         ours, theirs = socket.socketpair()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from rlsurreal.distributed.zygote import main; main({theirs.fileno()}, {tuple(preload)!r})"
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from rlsurreal.distributed.zygote import main; "
+            f"main({theirs.fileno()}, {tuple(preload)!r})"
+        )
         # One thread: what the numerical libraries read when they are loaded, and threads do not survive a fork.
         environment = {
             **os.environ,
@@ -181,7 +185,10 @@ class Launcher:
 
 
 class _Package:
-    """Pickles what a child is started with; stands in for multiprocessing's ``Popen`` so that its descriptors travel too."""
+    """Pickles what a child is started with.
+
+    Stands in for multiprocessing's ``Popen`` so that its descriptors travel too.
+    """
 
     class DupFd:
         """A descriptor in transit: a number in the list that is passed beside the payload."""
@@ -202,8 +209,10 @@ class _Package:
         return len(self.fds) - 1
 
     def dumps(self, value: Any) -> bytes:
-        context.set_spawning_popen(self)
+        popen: Any = self
+        context.set_spawning_popen(popen)
         try:
-            return cloudpickle.dumps(value)
+            payload: bytes = cloudpickle.dumps(value)
+            return payload
         finally:
             context.set_spawning_popen(None)

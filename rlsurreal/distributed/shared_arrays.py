@@ -1,9 +1,10 @@
 """Arrays in memory that several processes see.
 
-`allocate` builds a structure of arrays from an example.  All arrays of one call lie in one anonymous block (a memfd, or an
-unlinked temporary file where there is no memfd), so nothing ever has a name in the file system and the kernel frees the
-memory when the last process that maps it is gone, however it ended.  The arrays reach a child by being part of what it is
-started with, under ``fork``, ``forkserver``, ``spawn`` and `rlsurreal.distributed.processes`; slices stay shared too.
+`allocate` builds a structure of arrays from an example.  All arrays of one call lie in one anonymous block (a memfd, or
+an unlinked temporary file where there is no memfd), so nothing ever has a name in the file system and the kernel frees
+the memory when the last process that maps it is gone, however it ended.  The arrays reach a child by being part of what
+it is started with, under ``fork``, ``forkserver``, ``spawn`` and `rlsurreal.distributed.processes`; slices stay shared
+too.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class SharedFile:
         self._fd = _anonymous_file() if fd is None else fd
 
     def fileno(self) -> int:
+        """What to write to, for all that takes a file (`faulthandler`)."""
         return self._fd
 
     def read(self) -> str:
@@ -86,7 +88,7 @@ def _attach_file(fd: Any) -> SharedFile:
 
 
 class SharedArray(np.ndarray):
-    """A view into a shared block.  Pickles, slices included, as the same memory; results of arithmetic are ordinary arrays."""
+    """A view into a shared block.  Pickles, slices included, as the same memory; arithmetic gives ordinary arrays."""
 
     _block: _Block | None
 
@@ -108,7 +110,7 @@ class SharedArray(np.ndarray):
 def _view(
     block: _Block, offset: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype
 ) -> SharedArray:
-    array = np.ndarray.__new__(SharedArray, shape, dtype, block.buffer, offset, strides)
+    array: SharedArray = np.ndarray.__new__(SharedArray, shape, dtype, block.buffer, offset, strides)
     array._block = block
     return array
 
@@ -116,8 +118,8 @@ def _view(
 def allocate(example: Tree, leading_dims: Sequence[int], *, shared: bool = True) -> Tree:
     """Zeroed arrays with ``leading_dims`` in front of the shape of each leaf of ``example``, types kept.
 
-    Leaves are `SharedArray` in one block, or ordinary arrays without ``shared``.  ValueError names a field whose type has no
-    fixed size (objects, strings).
+    Leaves are `SharedArray` in one block, or ordinary arrays without ``shared``.  ValueError names a field whose type
+    has no fixed size (objects, strings).
     """
     specs = tree_map(lambda leaf: _Spec(leaf, tuple(leading_dims)), example)
     if not shared:

@@ -1,7 +1,7 @@
 """Wake-ups between processes.
 
-A `Signal` is a counting semaphore with a file descriptor, so that one `poll` can wait for many of them and, at the same time,
-for the death of the processes that should post them: no wait can hang on a crashed partner.  Waits for:
+A `Signal` is a counting semaphore with a file descriptor, so that one `poll` can wait for many of them and, at the same
+time, for the death of the processes that should post them: no wait can hang on a crashed partner.  Waits for:
 
     who             waits for                      is unblocked by
     `Signal.wait`   a post                         a post; the death of the waiting process
@@ -58,8 +58,9 @@ class Signal:
         )
 
     def __del__(self) -> None:
-        for fd in {getattr(self, "_reader", None), getattr(self, "_writer", None)} - {None}:
-            os.close(fd)
+        if hasattr(self, "_reader"):  # not where making it failed
+            for fd in {self._reader, self._writer}:
+                os.close(fd)
 
 
 def _rebuild_signal(reader: Any, writer: Any) -> Signal:

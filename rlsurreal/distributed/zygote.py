@@ -7,6 +7,7 @@ scheduler sends them to the whole group, and the master alone decides when its w
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -34,10 +35,9 @@ def main(socket_fd: int, preload: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     for module in preload:
-        try:
+        # Preloading only saves time; a child that needs the module reports what is wrong.
+        with contextlib.suppress(ImportError):
             importlib.import_module(module)
-        except ImportError:
-            pass  # preloading only saves time; a child that needs the module reports what is wrong
     master = socket.socket(fileno=socket_fd)
     wake_reader, wake_writer = os.pipe()
     os.set_blocking(wake_writer, False)
@@ -45,9 +45,10 @@ def main(socket_fd: int, preload: Sequence[str]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
     channels: dict[int, Connection] = {}
+    sources: list[socket.socket | int] = [master, wake_reader]
     try:
         while True:
-            ready, _, _ = select.select([master, wake_reader], [], [])
+            ready, _, _ = select.select(sources, [], [])
             if wake_reader in ready:
                 os.read(wake_reader, 4096)
                 _reap(channels)
@@ -103,10 +104,9 @@ def _reap(channels: dict[int, Connection]) -> None:
         if pid == 0:
             return
         channel = channels.pop(pid)
-        try:
+        # Where the master has closed this channel, nobody asks.
+        with contextlib.suppress(OSError):
             channel.send(("exit", os.waitstatus_to_exitcode(wait_status)))
-        except OSError:
-            pass  # the master has closed this channel: nobody asks
         channel.close()
 
 

@@ -7,7 +7,9 @@ Used by the modules of this package only.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,8 @@ from gymnasium import spaces as gs
 from rlsurreal.structs import Spaces
 from rlsurreal.utils.namedarraytuple import Tree, leaves, namedarraytuple
 from rlsurreal.utils.spaces import children, field_name, leaf_dtype, policy_space
+
+_log = logging.getLogger(__name__)
 
 
 class EnvError(RuntimeError):
@@ -107,3 +111,24 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_mujoco_said: set[str] = set()
+
+
+def route_mujoco_warnings() -> None:
+    """Have MuJoCo's warnings, if it is loaded, go to the log, each once in this process.
+
+    MuJoCo itself writes each warning of each model to stderr and to a file in the working directory; Gymnasium's models
+    alone would fill the screen with notes on deprecated attributes.
+    """
+    mujoco: Any = sys.modules.get("mujoco")
+    if mujoco is not None and hasattr(mujoco, "set_mju_user_warning"):
+        mujoco.set_mju_user_warning(_log_mujoco_warning)
+
+
+def _log_mujoco_warning(message: Any) -> None:
+    text = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+    if text not in _mujoco_said:
+        _mujoco_said.add(text)
+        _log.log(logging.DEBUG if "deprecated" in text else logging.WARNING, "MuJoCo: %s", text)

@@ -6,6 +6,7 @@ hottest Python of the project: it must cost little beside the environments' own 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,7 +15,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlsurreal.envs.base import EnvError, agent_spaces, env_seed, import_optional, info_example
+from rlsurreal.envs.base import (
+    EnvError,
+    agent_spaces,
+    env_seed,
+    import_optional,
+    info_example,
+    route_mujoco_warnings,
+)
 from rlsurreal.envs.problems import reset_problem, step_problem
 from rlsurreal.envs.rows import InfoWriter, RowError, observation_writer, write_rewards
 from rlsurreal.envs.state import get_env_state, set_env_state, state_problem
@@ -85,6 +93,10 @@ class GymnasiumEnv:
         """One environment, neither seeded nor reset."""
         if isinstance(self.factory, str):
             _import_module_of(self.factory)
+            module = _entry_module(self.factory)
+            if module is not None:
+                importlib.import_module(module)
+            route_mujoco_warnings()
             return gym.make(self.factory, disable_env_checker=True, **self.kwargs)
         env = self.factory(**self.kwargs)
         if not isinstance(env, gym.Env):
@@ -96,11 +108,9 @@ class GymnasiumEnv:
 
     def preload_modules(self) -> tuple[str, ...]:
         """Gymnasium, and the module that holds the environment's class."""
-        module: str | None
         if isinstance(self.factory, str):
             _import_module_of(self.factory)
-            entry = gym.spec(self.factory).entry_point
-            module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", None)
+            module = _entry_module(self.factory)
         else:
             module = getattr(self.factory, "__module__", None)
         return ("gymnasium",) if module in (None, "__main__") else ("gymnasium", module)
@@ -109,6 +119,11 @@ class GymnasiumEnv:
 def _import_module_of(env_id: str) -> None:
     if env_id.startswith("ALE/"):
         import_optional("ale_py", "atari")  # registers its environments as it is imported
+
+
+def _entry_module(env_id: str) -> str | None:
+    entry = gym.spec(env_id).entry_point
+    return entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", None)
 
 
 class GymnasiumVectorEnv:

@@ -30,9 +30,7 @@ class AsyncResults(NamedArrayTuple):
     terminated: Any  # bool [M]
     truncated: Any  # bool [M]
     was_reset: Any  # bool [M]: this was a reset row: the action was ignored, the row is not valid
-    first: (
-        Any  # bool [M]: the observation begins an episode (after a reset, or after a lost life where the game goes on)
-    )
+    first: Any  # bool [M]: the observation begins an episode (after a reset, or a lost life where the game goes on)
     env_info: Tree  # [M], or None
 
 

@@ -186,7 +186,7 @@ def set_ale_state(ale: Any, saved: bytes) -> None:
     """Bring the emulator to a state from `get_ale_state`."""
     import ale_py
 
-    state = ale_py.ALEState.__new__(ale_py.ALEState)
+    state: Any = ale_py.ALEState.__new__(ale_py.ALEState)
     state.__setstate__(saved)
     ale.restoreState(state)
 

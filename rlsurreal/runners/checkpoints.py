@@ -43,7 +43,7 @@ class Checkpoints:
     """Observer that saves the run's parts; also restores them."""
 
     def __init__(self, policy: CheckpointPolicy, folder: Path, parts: dict[str, Any]) -> None:
-        """``parts``: by name, objects with ``state_dict`` and ``load_state_dict`` (or ``get_state`` and ``set_state``)."""
+        """``parts`` by name: objects with ``state_dict`` and ``load_state_dict`` (or ``get_state``, ``set_state``)."""
         self.parts = parts
         self._policy = policy
         self._folder = folder / "checkpoints"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,7 +136,13 @@ def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "") -> dict[s
     }
     if columns["score"] == columns["return"]:
         del columns["score"]
-    statistics = {"mean": np.mean, "std": np.std, "median": np.median, "min": np.min, "max": np.max}
+    statistics: dict[str, Callable[..., Any]] = {
+        "mean": np.mean,
+        "std": np.std,
+        "median": np.median,
+        "min": np.min,
+        "max": np.max,
+    }
     return {
         f"{prefix}{name}/{kind}": float(compute(values))
         for name, values in columns.items()

@@ -62,8 +62,8 @@ class Trainer:
     def train(self, resume: str | Path | None = None) -> Path:
         """Train until the budget is used or the run is interrupted; the run's folder.
 
-        ``resume``: the folder of a run to continue from its latest checkpoint.  In serial mode on the CPU, with environments
-        whose state can be saved, a resumed run equals an uninterrupted one bit for bit.
+        ``resume``: the folder of a run to continue from its latest checkpoint.  In serial mode on the CPU, with
+        environments whose state can be saved, a resumed run equals an uninterrupted one bit for bit.
         """
         saved = None if resume is None else load_latest(Path(resume))
         folder = make_run_folder(self.root, self.name) if resume is None else Path(resume)

@@ -42,13 +42,10 @@ class Actor:
         self.num_steps = self._slots[0].env.reward.shape[0] - 1
         self._state_interval = state_interval
         num_envs = columns.stop - columns.start
-        self._noise = (
-            None
-            if deterministic
-            else NoiseStreams(
-                seed, range(first_env + columns.start, first_env + columns.stop), agent.noise_spec, purpose=purpose
-            )
-        )
+        self._noise: NoiseStreams | None = None
+        if not deterministic:
+            envs = range(first_env + columns.start, first_env + columns.stop)
+            self._noise = NoiseStreams(seed, envs, agent.noise_spec, purpose=purpose)
         self.state = agent.initial_state(num_envs)
         self._null_state = tree_map(torch.clone, self.state)
         self.num_slots_begun = 0
@@ -88,7 +85,7 @@ class Actor:
 
     @torch.inference_mode()
     def act_at(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        """Choose actions for columns that stand at different rows: ``rows[i]``, counted from the start, of ``columns[i]``."""
+        """Choose actions for columns that stand at different rows: ``columns[i]`` at ``rows[i]`` since the start."""
         slot, t = np.divmod(rows, self.num_steps)
         at = (torch.from_numpy(slot % len(self._slots)), torch.from_numpy(t), torch.from_numpy(columns))
         who = at[2]
@@ -105,7 +102,7 @@ class Actor:
         self._all.policy_version[at] = self.agent.version
 
     def _record_states(self, at: tuple[Tensor, Tensor, Tensor], state: Tree) -> None:
-        """Record the states ``[k]`` before rows ``at``, where a record is due; row 0 is row T of the slot before, too."""
+        """Record states ``[k]`` before rows ``at``, where a record is due; row 0 is row T of the slot before, too."""
         slot, t, who = at
         recorded = self._all.agent.agent_state
         due, start = t % self._state_interval == 0, t == 0
@@ -128,7 +125,8 @@ class Actor:
     def _noise_rows(self, t: int, part: slice) -> Noise:
         assert self._noise is not None
         noise = Noise(*self._noise.rows(self.first_row + t))
-        return to_torch(tree_map(lambda n: n[part], noise))
+        rows: Noise = to_torch(noise[part])
+        return rows
 
     def _apply_resets(self, first: torch.Tensor, part: slice) -> None:
         if bool(first.any()):

@@ -2,8 +2,8 @@
 
     recv (whoever is ready) -> write their rows -> act on the rows that follow -> send
 
-Each environment stands at a row of its own.  A slot is full when the last environment has filled it; by then others are in
-the next one, which is why there are two.  Rows that run ahead were chosen by the parameters before the update, as
+Each environment stands at a row of its own.  A slot is full when the last environment has filled it; by then others are
+in the next one, which is why there are two.  Rows that run ahead were chosen by the parameters before the update, as
 ``policy_version`` says.  Steps that are under way when a slot is full are received for the next.
 """
 
@@ -28,9 +28,8 @@ _NUM_SLOTS = 2
 class AsyncSampler(SerialSampler):
     """A native engine in this process, driven through send and receive."""
 
-    num_ready: (
-        int  # environments that are served together: wait for so many; fewer than batch.num_envs overlap inference
-    )
+    # Environments that are served together: wait for so many; fewer than batch.num_envs overlap inference.
+    num_ready: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,9 +91,8 @@ class AsyncStation:
         num_steps = self._num_steps
         end = (self._num_full + 1) * num_steps
         limit = end + num_steps - 1  # the row after it would fall into the slot that is being filled
-        while (
-            self._row.min() < end
-        ):  # the environment's action of row `end` is under way, so its rows before are written
+        # An environment is done when its action of row `end` is under way: its rows before are written then.
+        while self._row.min() < end:
             results = self._engine.recv()
             who = results.env_ids
             rows = self._row[who] + 1
@@ -108,7 +106,7 @@ class AsyncStation:
             self._actor.act_at(rows, who)
             slot, t = np.divmod(rows, num_steps)
             at = (slot % _NUM_SLOTS, t, who)
-            self._engine.send(tree_map(lambda a: a[at], self.slots.agent.action), who)
+            self._engine.send(self.slots.agent.action[at], who)
             self._row[who] = rows
         full = self.slots[self.next_slot]
         self._num_full += 1

@@ -16,7 +16,7 @@ from rlsurreal.utils.torch_tree import to_torch
 
 @dataclass(kw_only=True, eq=False)
 class EvalSpec:
-    """How to evaluate: the same number of episodes from each environment, so that short episodes do not count for more."""
+    """How to evaluate: equally many episodes from each environment, so that short episodes do not count for more."""
 
     num_envs: int = 4
     episodes_per_env: int = 2
@@ -37,9 +37,7 @@ class SamplerSettings:
     env: EnvSpec
     batch: BatchSpec
     mid_batch_reset: bool = True  # False: an environment whose episode ended waits for the slot's end
-    max_decorrelation_steps: int = (
-        0  # each environment starts after a random number of random actions, at most this many
-    )
+    max_decorrelation_steps: int = 0  # each environment starts after a random number (up to this) of random actions
     state_interval: int | None = None  # rows between recorded agent states; None: num_steps
     evaluation: EvalSpec = field(default_factory=EvalSpec)
 
@@ -70,8 +68,8 @@ class SlotBoard:
     def __init__(self, slots: Samples) -> None:
         num_slots = len(slots.env.reward)
         self.states = ["FREE"] * num_slots
-        self.numpy = [tree_map(np.asarray, slots[s]) for s in range(num_slots)]
-        self._torch = [to_torch(slot) for slot in self.numpy]
+        self.numpy: list[Samples] = [tree_map(np.asarray, slots[s]) for s in range(num_slots)]
+        self._torch: list[Samples] = [to_torch(slot) for slot in self.numpy]
         self._next = 0
 
     def advance(self, slot: int, to: str) -> None:
@@ -99,7 +97,8 @@ def play_episodes(
 ) -> list[TrajInfo]:
     """Run evaluation slots with ``fill`` until each environment has played its episodes; extra ones are not counted.
 
-    ``on_hold`` is set for environments that have finished, so that they need not be stepped (if the engine ``can_skip``).
+    ``on_hold`` is set for environments that have finished, so that they need not be stepped (if the engine
+    ``can_skip``).
     """
     on_hold[:] = False
     tracker = TrajectoryTracker(len(on_hold), 0, discount)

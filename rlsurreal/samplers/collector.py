@@ -1,7 +1,8 @@
 """Steps a batch of environments through a slot.
 
-Torch-free: the same collector runs in the serial sampler, in workers that choose actions themselves, and in workers whose
-actions come from an inference server.  Who calls it puts the actions of row t into the slot before `Collector.step` of row t.
+Torch-free: the same collector runs in the serial sampler, in workers that choose actions themselves, and in workers
+whose actions come from an inference server.  Who calls it puts the actions of row t into the slot before
+`Collector.step` of row t.
 """
 
 from __future__ import annotations
@@ -51,10 +52,9 @@ class Collector:
                 return
             action = tree_map(np.copy, self.views.actions[0][0])
             for b, rng in enumerate(rngs):
-                drawn = random_actions(self.env.spaces.action, rng)
-                tree_map(lambda array, value: array.__setitem__(b, value), action, drawn)
+                action[b] = random_actions(self.env.spaces.action, rng)
             self.env.step(action, scratch, skip if skip.any() else None)
-            tree_map(lambda array, new: array.__setitem__(~skip, new[~skip]), observation, scratch.observation)
+            observation[~skip] = scratch.observation[~skip]
 
     def begin(self, slot: int) -> None:
         """Open a slot: its row 0 is row T of the slot before."""

@@ -122,10 +122,8 @@ class Crew:
         return min(workers, key=lambda member: int(member.plan.control.rows_done))
 
     def _where(self, member: Member) -> str:
-        return (
-            f"{member.child.name} (pid {member.child.pid}), in environment {int(member.plan.control.environment)} after "
-            f"{int(member.plan.control.rows_done)} rows"
-        )
+        environment, num_rows = int(member.plan.control.environment), int(member.plan.control.rows_done)
+        return f"{member.child.name} (pid {member.child.pid}), in environment {environment} after {num_rows} rows"
 
     def _who_hangs(self) -> str:
         member = self._slowest()
@@ -166,8 +164,8 @@ class Watch:
     def wait(self, timeout_s: float | None) -> list[Signal]:
         """The signals that are posted; none when ``timeout_s`` is over.
 
-        Raises ChildError with its traceback as soon as any process has failed, and (without ``timeout_s``) TimeoutError when
-        no process has made a step for the sampler's ``step_timeout_s``.
+        Raises ChildError with its traceback as soon as any process has failed, and (without ``timeout_s``) TimeoutError
+        when no process has made a step for the sampler's ``step_timeout_s``.
         """
         if timeout_s is not None:
             return self._crew.check(self._waiter.wait(timeout_s))

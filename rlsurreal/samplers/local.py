@@ -1,4 +1,4 @@
-"""Filling a slot where environments and agent share a process: the serial sampler, and workers with a copy of the agent."""
+"""Filling a slot where environments and agent share a process: serial sampling and workers with a copy of the agent."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class LocalFill:
         ]
 
     def __call__(self, slot: int) -> None:
+        """Fill the slot with the newest parameters."""
         self._agent.pull()
         for collector, actor in zip(self._collectors, self._actors):
             fill_slot(collector, actor, slot)

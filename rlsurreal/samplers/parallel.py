@@ -5,8 +5,8 @@
     master: obtain() waits                   one slot: the server runs in the master, inside obtain()
                                              more slots: in processes of its own
 
-With one slot, sampling and learning take turns.  With more, workers fill the next slots while the learner holds one; the
-number of slots bounds how old the parameters behind a sample can be.
+With one slot, sampling and learning take turns.  With more, workers fill the next slots while the learner holds one;
+the number of slots bounds how old the parameters behind a sample can be.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ class ParallelSampler(SamplerSettings):
         preload = _WORKER_MODULES + self.env.preload_modules() + self.eval_env.preload_modules()
         self._launcher = Launcher(preload if self.inference else preload + _ACTING_MODULES)
         probe = self._launcher.start("probe of the environment", describe_env, self.env, self.eval_env, seed)
-        (spaces, self._info_example, self._can_skip), (eval_spaces, self._eval_info_example, self._eval_can_skip) = (
-            probe.receive(self.startup_timeout_s)
-        )
+        train, evaluation = probe.receive(self.startup_timeout_s)
+        spaces: Spaces
+        spaces, self._info_example, self._can_skip = train
+        eval_spaces, self._eval_info_example, self._eval_can_skip = evaluation
         check_spaces_agree(spaces, eval_spaces)
         return spaces
 
@@ -263,7 +264,7 @@ class ParallelSampler(SamplerSettings):
         return ended
 
     def evaluate(self) -> list[TrajInfo]:
-        """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment; workers then go on as before."""
+        """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment; workers go on afterwards."""
         for i in range(self.num_slots):
             self._await((self._next_slot + i) % self.num_slots)
         self._eval_command = EVALUATE_AFRESH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,22 @@ class SerialSampler(SamplerSettings):
             self._discount,
         )
 
+    def film(self, max_steps: int) -> Iterator[np.ndarray]:
+        """Play one episode in the first evaluation environment; its frame before each of at most ``max_steps`` steps.
+
+        The evaluation needs one row a slot (``EvalSpec(num_steps=1)``), its environment ``render_mode="rgb_array"``.
+        """
+        if self.evaluation.num_steps != 1:
+            raise ValueError(f"evaluation.num_steps is {self.evaluation.num_steps}; a film needs 1")
+        station = self._evaluation_station()
+        station.collector.start()
+        env: Any = station.collector.env
+        for _ in range(max_steps):
+            yield env.render()
+            samples = station.fill()
+            if bool((samples.terminated[0, 0] | samples.truncated[0, 0]) & ~samples.first[1, 0]):
+                return
+
     def _evaluation_station(self) -> Station:
         if self._eval is None:
             seed = derive_seed(self._seed, "evaluation")
@@ -110,7 +127,7 @@ class SerialSampler(SamplerSettings):
         }
 
     def set_state(self, state: dict[str, Any]) -> bool:
-        """Continue from `get_state`; False where the environments could not be saved, and begin new episodes instead."""
+        """Continue from `get_state`; False where environments could not be saved, and begin new episodes instead."""
         if state["eval"] is not None:
             self._evaluation_station().set_state(state["eval"])
         exact = self._train.set_state(state["train"])

@@ -6,7 +6,8 @@
     waits for act_ready  <-------- posts act_ready
     steps row t
 
-Nothing is copied on the way: workers and server look at the same slots.  Which units are served together is the schedule:
+Nothing is copied on the way: workers and server look at the same slots.  Which units are served together is the
+schedule:
 
     lock_step    all of them; environments and inference take turns
     alternating  two groups; while one is served the environments of the other step
@@ -140,11 +141,9 @@ class Server:
                 ready = {}
 
     def _act_dynamic(self, ready: dict[int, Unit], row: dict[int, int]) -> None:
-        columns = (
-            np.concatenate([np.arange(u.columns.start, u.columns.stop) for u in ready.values()]) - self._first_column
-        )
+        columns = np.concatenate([np.arange(u.columns.start, u.columns.stop) for u in ready.values()])
         rows = np.repeat([row[key] for key in ready], [u.num_envs for u in ready.values()]) + self._actor.first_row
-        self._actor.act_at(rows, columns)
+        self._actor.act_at(rows, columns - self._first_column)
         for key, unit in ready.items():
             row[key] += 1
             unit.act_ready.post()
@@ -195,11 +194,9 @@ def run_server(plan: ServerPlan) -> None:
     plan.agent.initialize(plan.spaces, seed=0, device=plan.device)
     plan.agent.follow(plan.link)
     train = make_server(plan.settings, plan.agent, plan.train, plan.train_groups, Waiter)
-    evaluate = (
-        make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, Waiter)
-        if plan.evaluate_groups
-        else None
-    )
+    evaluate: Server | None = None
+    if plan.evaluate_groups:
+        evaluate = make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, Waiter)
     send_to_master("ready")
     slot, num_slots = 0, len(plan.train.slots.env.reward)
     while True:

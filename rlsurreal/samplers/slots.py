@@ -58,7 +58,7 @@ def allocate_slots(
         ),
         policy_version=np.int64(0),
     )
-    rows = allocate(per_row, (num_slots, batch.num_steps + 1, batch.num_envs), shared=shared)
+    rows: Samples = allocate(per_row, (num_slots, batch.num_steps + 1, batch.num_envs), shared=shared)
     states = allocate(
         agent.agent_state, (num_slots, batch.num_steps // state_interval + 1, batch.num_envs), shared=shared
     )

@@ -13,8 +13,8 @@ from rlsurreal.structs import EnvSamples, TrajInfo
 class TrajectoryTracker:
     """Follows the games of ``num_envs`` environments from slot to slot.
 
-    A game ends where ``env_info.game_over`` says so if that is recorded (a life lost ends the learner's episode, not the
-    game), otherwise where the episode does.  ``env_info.score`` is the reward before clipping, if recorded.
+    A game ends where ``env_info.game_over`` says so if that is recorded (a life lost ends the learner's episode, not
+    the game), otherwise where the episode does.  ``env_info.score`` is the reward before clipping, if recorded.
     """
 
     def __init__(self, num_envs: int, first_env: int, discount: float) -> None:
@@ -43,7 +43,7 @@ class TrajectoryTracker:
             scores += score[t]
             self._weight[valid] *= self._discount
             if special[t]:
-                ended += [self._info(b) for b in np.flatnonzero(over[t])]
+                ended += [self._info(b) for b in np.flatnonzero(over[t]).tolist()]
                 done = over[t] | restart[t]
                 self._sums[:, done] = 0
                 self._weight[done] = 1
@@ -52,7 +52,7 @@ class TrajectoryTracker:
     def _info(self, b: int) -> TrajInfo:
         total, length, discounted, score = self._sums[:, b].tolist()
         return TrajInfo(
-            env=self._first_env + int(b),
+            env=self._first_env + b,
             total_reward=total,
             length=int(length),
             discounted_return=discounted,

@@ -47,7 +47,9 @@ class Unit:
 
     @property
     def num_envs(self) -> int:
-        return self.columns.stop - self.columns.start
+        """How many columns."""
+        num_envs: int = self.columns.stop - self.columns.start
+        return num_envs
 
 
 @dataclass(kw_only=True)
@@ -96,9 +98,8 @@ def describe_env(train: EnvSpec, evaluate: EnvSpec, seed: int) -> None:
 
 def run_worker(plan: WorkerPlan) -> None:
     """Child process: step environments through slots until told to stop."""
-    faulthandler.register(
-        signal.SIGUSR1, file=plan.stack, all_threads=False
-    )  # the master asks where a hanging worker is
+    # The master asks where a hanging worker is.
+    faulthandler.register(signal.SIGUSR1, file=plan.stack, all_threads=False)
     pin(plan.cpus)
     train = _Station(plan.train, plan)
     evaluation: _Station | None = None

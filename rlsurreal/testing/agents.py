@@ -1,4 +1,4 @@
-"""`TapeAgent`: acts by exact arithmetic on everything an agent is given, so that any difference in what samplers give shows."""
+"""`TapeAgent`: acts by exact arithmetic on all an agent is given, so that any difference between samplers shows."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class TapeState(NamedArrayTuple):
 
 @dataclass(kw_only=True, eq=False)
 class TapeAgent:
-    """An agent with memory whose actions depend, bit for bit, on observation, previous action and reward, state and noise.
+    """An agent with memory whose actions depend, bit for bit, on everything it is given.
 
-    Whole numbers only, so that the size of a batch changes nothing.
+    That is: observation, previous action and reward, state and noise.  Whole numbers only, so that the size of a batch
+    changes nothing.
     """
 
     memory: bool = True

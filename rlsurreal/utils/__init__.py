@@ -1,0 +1,1 @@
+"""What every layer uses: data structures, files, logs, seeds, settings.  Imports nothing else of rlsurreal."""

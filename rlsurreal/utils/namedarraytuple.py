@@ -1,8 +1,8 @@
 """Named tuples of arrays that index, slice and assign as one array: the structure of all data in rlsurreal.
 
-Every package moves data in these trees: leaves are numpy arrays, torch tensors or ``None`` (a placeholder: the field does
-not exist in this run), inner nodes are ``NamedArrayTuple``.  This module imports neither numpy nor torch, so environment
-workers stay light; `rlsurreal.utils.torch_tree` makes the classes known to PyTorch's pytrees.
+Every package moves data in these trees: leaves are numpy arrays, torch tensors or ``None`` (a placeholder: the field
+does not exist in this run), inner nodes are ``NamedArrayTuple``.  This module imports neither numpy nor torch, so
+environment workers stay light; `rlsurreal.utils.torch_tree` makes the classes known to PyTorch's pytrees.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tree = Any  # a leaf, None, or a NamedArrayTuple of Trees
 _INDEX_ERRORS = (IndexError, TypeError, ValueError, KeyError, RuntimeError)  # numpy's and torch's
 _RESERVED = frozenset({"count", "index", "items"})
 _DYNAMIC: dict[tuple[str, tuple[str, ...]], type[NamedArrayTuple]] = {}
-_ON_NEW_CLASS: list[Callable[[type[NamedArrayTuple]], None]] = []
+_ON_NEW_CLASS: list[Callable[[type], None]] = []
 
 
 def is_field_name(name: str) -> bool:
@@ -48,7 +48,7 @@ class _StructureType(type):
         defaults = {name: value for base in bases for name, value in getattr(base, "_defaults", {}).items()}
         defaults |= {name: namespace[name] for name in own if name in namespace}
         # The C accessors of collections.namedtuple: attribute access must not cost a Python call per step.
-        accessors = collections.namedtuple("accessors", fields).__dict__  # type: ignore[misc]
+        accessors = collections.namedtuple("accessors", fields).__dict__
         for name, value in {"_fields": fields, "_defaults": defaults, **{n: accessors[n] for n in fields}}.items():
             setattr(cls, name, value)
         for callback in _ON_NEW_CLASS:
@@ -57,23 +57,24 @@ class _StructureType(type):
 
 
 @dataclass_transform(eq_default=False, frozen_default=True)
-class NamedArrayTuple(tuple, metaclass=_StructureType):  # type: ignore[type-arg]
+class NamedArrayTuple(tuple, metaclass=_StructureType):
     """Base class of the structures.  Declare one by its annotations, or make one at run time with `namedarraytuple`.
 
     >>> class Pair(NamedArrayTuple):
     ...     left: Any
     ...     right: Any = None
 
-    ``pair[i]`` indexes every field and gives a ``Pair``; ``pair[i] = other`` writes field by field when ``other`` has the
-    same fields, and otherwise writes the one value into every field.  ``None`` fields are placeholders: they stay ``None``
-    when read and are skipped when written.  Iteration, ``len`` and unpacking go over the fields; ``"left" in pair`` asks for
-    a field's name.  Errors name the field, dotted from the root.
+    ``pair[i]`` indexes every field and gives a ``Pair``; ``pair[i] = other`` writes field by field when ``other`` has
+    the same fields, and otherwise writes the one value into every field.  ``None`` fields are placeholders: they stay
+    ``None`` when read and are skipped when written.  Iteration, ``len`` and unpacking go over the fields;
+    ``"left" in pair`` asks for a field's name.  Errors name the field, dotted from the root.
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
     _defaults: ClassVar[dict[str, Any]] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Values by position or by name; TypeError, as for a call, if one is missing, unknown or given twice."""
         if len(args) > len(cls._fields):
             raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields {cls._fields}, got {len(args)} values")
         if not kwargs and len(args) == len(cls._fields):
@@ -96,8 +97,8 @@ class NamedArrayTuple(tuple, metaclass=_StructureType):  # type: ignore[type-arg
             raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields {cls._fields}, got {len(made)} values")
         return made
 
-    # There is no `_asdict`: a class that had it would pass for a collections.namedtuple with PyTorch's pytrees, which index
-    # those like any tuple.  `dict(x.items())` does it.
+    # There is no `_asdict`: a class that had it would pass for a collections.namedtuple with PyTorch's pytrees, which
+    # index those like any tuple.  `dict(x.items())` does it.
     def _replace(self, **changes: Any) -> Self:
         return type(self)(**{**dict(self.items()), **changes})
 
@@ -105,15 +106,14 @@ class NamedArrayTuple(tuple, metaclass=_StructureType):  # type: ignore[type-arg
         """Pairs of field name and value."""
         return zip(self._fields, self)
 
-    def __getitem__(self, where: Any) -> Self:  # type: ignore[override]
-        name = ""
-        try:
-            out = []
-            for name, value in zip(self._fields, self):
+    def __getitem__(self, where: Any) -> Self:
+        out = []
+        for name, value in zip(self._fields, self):
+            try:
                 out.append(None if value is None else value[where])
-            return tuple.__new__(type(self), out)
-        except _INDEX_ERRORS as error:
-            raise _named(error, name) from error
+            except _INDEX_ERRORS as error:
+                raise _named(error, name) from error
+        return tuple.__new__(type(self), out)
 
     def __setitem__(self, where: Any, value: Any) -> None:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -125,9 +125,8 @@ class NamedArrayTuple(tuple, metaclass=_StructureType):  # type: ignore[type-arg
             sources: Iterable[Any] = value
         else:
             sources = [None if own is None else value for own in self]
-        name = ""
-        try:
-            for name, own, new in zip(self._fields, self, sources):
+        for name, own, new in zip(self._fields, self, sources):
+            try:
                 if own is not None and new is not None:
                     if isinstance(new, NamedArrayTuple) and not isinstance(own, NamedArrayTuple):
                         raise TypeError(f"the destination is one array, the source is {_describe(new)}")
@@ -135,8 +134,8 @@ class NamedArrayTuple(tuple, metaclass=_StructureType):  # type: ignore[type-arg
                 elif own is not None or new is not None:
                     empty, full = ("destination", "source") if own is None else ("source", "destination")
                     raise TypeError(f"the {empty} is a placeholder (None), the {full} is not")
-        except _INDEX_ERRORS as error:
-            raise _named(error, name) from error
+            except _INDEX_ERRORS as error:
+                raise _named(error, name) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._fields
@@ -170,9 +169,8 @@ def namedarraytuple(typename: str, fields: Iterable[str] | str) -> type[NamedArr
         raise ValueError(f"{typename}: field names repeat in {names}")
     if (typename, names) not in _DYNAMIC:
         annotations = dict.fromkeys(names, Any)
-        _DYNAMIC[typename, names] = type(
-            typename, (NamedArrayTuple,), {"__slots__": (), "__annotations__": annotations}
-        )
+        namespace = {"__slots__": (), "__annotations__": annotations}
+        _DYNAMIC[typename, names] = type(typename, (NamedArrayTuple,), namespace)
     return _DYNAMIC[typename, names]
 
 
@@ -186,11 +184,11 @@ def _named(error: Exception, field: str) -> Exception:
     text = getattr(error, "_field_text", str(error))
     kind = type(error) if type(error) in (IndexError, TypeError, ValueError, RuntimeError) else ValueError
     named = kind(f"field {'.'.join((field, *path))!r}: {text}")
-    named._field_path, named._field_text = (field, *path), text  # type: ignore[union-attr]
+    vars(named).update(_field_path=(field, *path), _field_text=text)
     return named
 
 
-def on_new_class(callback: Callable[[type[NamedArrayTuple]], None]) -> None:
+def on_new_class(callback: Callable[[type], None]) -> None:
     """Call ``callback`` with every class there is and every class to come (PyTorch registers pytree nodes by class)."""
     _ON_NEW_CLASS.append(callback)
     pending = list(NamedArrayTuple.__subclasses__())

@@ -79,11 +79,11 @@ def writer(space: gym.Space) -> Callable[[Tree, int, Any], None]:
             array[index] = element - start if shifted else element
 
         return write_leaf
-    parts_writers = [(i, name, key, writer(child)) for i, (name, (key, child)) in enumerate(parts.items())]
+    parts_writers = [(i, key, writer(child)) for i, (key, child) in enumerate(parts.values())]
     get = tuple.__getitem__
 
     def write(arrays: Tree, index: int, element: Any) -> None:
-        for i, name, key, write_part in parts_writers:
+        for i, key, write_part in parts_writers:
             try:
                 part = element[key]
             except (KeyError, IndexError) as error:
@@ -149,17 +149,16 @@ def to_env_array(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
         bounded = np.isfinite(space.low) & np.isfinite(space.high)
         if bounded.all() and np.all(space.low == -1) and np.all(space.high == 1):
             return lambda action: np.minimum(np.maximum(action, -1), 1).astype(dtype, copy=False)
-        low, high = (
-            np.where(bounded, space.low, -1).astype(np.float64),
-            np.where(bounded, space.high, 1).astype(np.float64),
-        )
+        low = np.where(bounded, space.low, -1).astype(np.float64)
+        high = np.where(bounded, space.high, 1).astype(np.float64)
         scale, middle = (high - low) / 2, (high + low) / 2  # 1 and 0 where a bound is missing
         floor, ceiling = np.where(bounded, -1, space.low), np.where(bounded, 1, space.high)
 
         def rescale(action: np.ndarray) -> np.ndarray:
             inside = np.minimum(np.maximum(action, floor), ceiling)
             # Clipped again, because rounding can lead past a bound.
-            return np.clip((inside * scale + middle).astype(dtype), space.low, space.high)
+            clipped: np.ndarray = np.clip((inside * scale + middle).astype(dtype), space.low, space.high)
+            return clipped
 
         return rescale
     start = getattr(space, "start", 0)

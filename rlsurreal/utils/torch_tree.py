@@ -1,7 +1,7 @@
 """Structures of tensors: PyTorch's side of `namedarraytuple`.
 
-Imported by everything that uses torch on structures; importing it makes every `NamedArrayTuple` class, present and future,
-a node of `torch.utils._pytree`.
+Imported by everything that uses torch on structures; importing it makes every `NamedArrayTuple` class, present and
+future, a node of `torch.utils._pytree`.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ def test_memory_never_has_a_name_and_is_freed_with_its_last_array():
 
 
 def test_importing_it_does_not_import_torch():
-    code = "import sys, rlsurreal.distributed.shared_arrays, rlsurreal.distributed.processes; print('torch' in sys.modules)"
+    modules = "rlsurreal.distributed.shared_arrays, rlsurreal.distributed.processes"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
     assert torch is not None

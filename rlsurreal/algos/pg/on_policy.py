@@ -122,7 +122,8 @@ class OnPolicy:
         self.num_updates += 1
         num_steps = self._batch.num_steps
         self._agent.update_normalizer(tree_map(lambda o: o[:num_steps], samples.env.observation), rollout.valid)
-        metrics = {"value/explained_variance": explained_variance(rollout.old_value, rollout.target, rollout.valid)}
+        explained = explained_variance(rollout.old_value, rollout.target, rollout.valid)
+        metrics: dict[str, Any] = {"value/explained_variance": explained}
         if self._scaler is not None:
             metrics["reward/scale"] = self._scaler.scale
         return metrics
@@ -157,7 +158,10 @@ def rows_of(rollout: Rollout) -> Rollout:
 
 
 def sequences_of(rollout: Rollout) -> Rollout:
-    """``[T, B]`` as ``[C * B, L]`` sequences of the ``L`` rows between recorded states, sequences first; states ``[C * B]``."""
+    """``[T, B]`` as ``[C * B, L]``: sequences of the ``L`` rows between recorded states, sequences first.
+
+    States become ``[C * B]``.
+    """
     num_chunks = len(leaves(rollout.state)[0]) - 1
 
     def cut(x: Tensor) -> Tensor:
@@ -176,10 +180,10 @@ def minibatches(data: Rollout, num_minibatches: int, generator: torch.Generator)
     """
     num_items = len(data.valid)
     order = torch.randperm(num_items, generator=generator).to(data.valid.device)
-    shuffled = tree_map(lambda x: x[order], data)  # once for all: slices of it cost nothing
+    shuffled: Rollout = tree_map(lambda x: x[order], data)  # once for all: slices of it cost nothing
     for i in range(num_minibatches):
         start, stop = num_items * i // num_minibatches, num_items * (i + 1) // num_minibatches
-        part: Rollout = tree_map(lambda x: x[start:stop], shuffled)
+        part = shuffled[start:stop]
         if part.state is not None:
             part = tree_map(lambda x: x.transpose(0, 1), part._replace(state=None))._replace(state=part.state)
         yield part

@@ -43,9 +43,7 @@ class PPO(OnPolicy):
     num_minibatches: int = 32  # per epoch; of rows, or of sequences if the model is recurrent
     objective: Literal["clip", "kl_penalty"] = "clip"
     clip_range: float | Schedule = 0.2
-    adaptive_clip: bool = (
-        False  # move the clip range so that the KL comes near `kl_target`; it starts from `clip_range`
-    )
+    adaptive_clip: bool = False  # start from `clip_range` and move so that the KL comes near `kl_target`
     kl_target: float = 0.015  # of the KL penalty and the adaptive clip range
     kl_coeff: float = 1.0  # KL penalty: at the start; it adapts
     kl_hinge_coeff: float = 250.0  # KL penalty: of the squared excess over twice the target
@@ -73,7 +71,7 @@ class PPO(OnPolicy):
         self._adaptive_kl_coeff = self.kl_coeff
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
-        """Several epochs of minibatch steps.  ``progress``: the part of the run that is done, for schedules.  Metrics."""
+        """Several epochs of minibatch steps; their metrics.  ``progress``: the part of the run that is done."""
         samples, rollout = self._prepare(samples)
         coefficients = self._coefficients(progress)
         learning_rate = self._learning_rate_at(progress)

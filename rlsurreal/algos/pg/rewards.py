@@ -13,9 +13,10 @@ _CLIP = 10.0  # of the scaled reward
 
 
 class RewardScaler:
-    """Divides rewards by the running standard deviation of ``R_t = discount * R_{t-1} + r_t``, kept for each environment.
+    """Divides rewards by the running standard deviation of ``R_t = discount * R_{t-1} + r_t``.
 
-    The statistics of a slot are taken in before it is scaled.  Runs on the CPU, in float64.
+    ``R`` is kept for each environment.  The statistics of a slot are taken in before it is scaled.  Runs on the CPU, in
+    float64.
     """
 
     def __init__(self, num_envs: int, discount: float) -> None:
@@ -37,7 +38,8 @@ class RewardScaler:
         self._take_in(returns[valid])
         if self._count > 1 and self._spread > 0:
             self.scale = (self._spread / self._count) ** 0.5
-        return (env.reward / self.scale).clamp(-_CLIP, _CLIP)
+        scaled: Tensor = (env.reward / self.scale).clamp(-_CLIP, _CLIP)
+        return scaled
 
     def _take_in(self, returns: Tensor) -> None:
         if returns.numel() == 0:
