@@ -1,10 +1,12 @@
 """Environment steps per second of each sampler, with a policy in the loop, as a part of the bare limit.
 
-The limit of Python environments: as many processes as cores, each stepping environments made the same way with a recorded tape
-of actions and no learning code.  The limit of a native engine: its own send and receive loop with the tape, in whichever of its
-modes is faster.  All contestants are measured in turn, several rounds; the ratio is the median over rounds.
+The limit of Python environments: as many processes as cores, each stepping environments made the same way with a
+recorded tape of actions and no learning code.  The limit of a native engine: its own send and receive loop with the
+tape, in whichever of its modes is faster.  All contestants are measured in turn, several rounds; the ratio is the
+median over rounds.
 
-The policy has two hidden layers of 64; images are pooled to 10x10 for it, so that the sampler is measured and not a network.
+The policy has two hidden layers of 64; images are pooled to 10x10 for it, so that the sampler is measured and not a
+network.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ class BareProcesses:
         for go, _ in self._order:
             for _ in range(num_windows):
                 go.post()
-        return sum(child.receive(60) for _ in range(num_windows) for _, child in self._order) / num_windows
+        total: float = sum(child.receive(60) for _ in range(num_windows) for _, child in self._order)
+        return total / num_windows
 
     def close(self) -> None:
         self._launcher.close()
@@ -258,7 +261,7 @@ def python_samplers(
         add(f"serial, {n} envs", lambda batch=batch: SerialSampler(env=env, batch=batch))  # type: ignore[misc]
         add(f"workers, {n} envs", lambda batch=batch: ParallelSampler(env=env, batch=batch))  # type: ignore[misc]
         for schedule in ("lock_step", "alternating", "dynamic"):
-            server = InferenceServer(schedule=schedule, min_batch=max(1, n // 2))  # type: ignore[arg-type]
+            server = InferenceServer(schedule=schedule, min_batch=max(1, n // 2))
             add(
                 f"server, {schedule}, {n} envs",
                 lambda batch=batch, server=server: ParallelSampler(env=env, batch=batch, inference=server),  # type: ignore[misc]

@@ -1,0 +1,181 @@
+"""What `python -m benchmarks learning` trains: tasks, their experiments, and the settings of peers.
+
+As a script, `python -m benchmarks.learning_tasks TASK SEED` trains once and prints the result.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import rlsurreal
+from rlsurreal import recipes
+from rlsurreal.agents import ActorCriticAgent, ModelSpec
+from rlsurreal.algos import PPO
+from rlsurreal.envs import GymnasiumEnv
+from rlsurreal.models import ActorCritic
+from rlsurreal.runners import CheckpointPolicy, Trainer
+from rlsurreal.samplers import SerialSampler
+from rlsurreal.structs import BatchSpec
+from rlsurreal.testing.envs import RecallEnv
+from rlsurreal.utils import config
+from rlsurreal.utils.schedules import Linear
+
+
+@dataclass(frozen=True)
+class LearningTask:
+    """One experiment over seeds."""
+
+    make: Callable[[int], Trainer]
+    num_seeds: int
+    target: float
+    metric: str = "return of the last 100 games"
+    peer: str | None = None
+    num_peer_seeds: int = 3
+    peer_settings: dict[str, Any] = field(default_factory=dict)
+    gain: bool = False  # the result is the last 100 games' mean less that of the first 100
+    curve_rows: int = 100
+
+
+def train(name: str, seed: int) -> dict[str, Any]:
+    """Train once, in this process; the result as plain data."""
+    task = TASKS[name]
+    start = time.perf_counter()
+    with TemporaryDirectory() as root:
+        quiet = {
+            "root": root,
+            "verbose": False,
+            "tensorboard": False,
+            "eval_interval_steps": None,
+            "checkpoints.keep": "none",
+        }
+        trainer = config.override(task.make(seed), quiet)
+        games = RecordedGames(trainer)
+        folder = trainer.train()
+        curve = read_curve(folder)
+    final = games.mean_of_last(100)
+    return {
+        "task": name,
+        "seed": seed,
+        "version": getattr(rlsurreal, "__version__", ""),
+        "final": final - games.mean_of_first(100) if task.gain else final,
+        "first_100": games.mean_of_first(100),
+        "last_100": final,
+        "seconds": time.perf_counter() - start,
+        "curve": curve,
+    }
+
+
+class RecordedGames:
+    """The scores of all training games, in the order in which they ended."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.scores: list[float] = []
+        pop = trainer.sampler.pop_trajectories
+
+        def pop_and_record() -> Any:
+            ended = pop()
+            self.scores += [game.score for game in ended]
+            return ended
+
+        trainer.sampler.pop_trajectories = pop_and_record  # type: ignore[method-assign]
+
+    def mean_of_last(self, count: int) -> float:
+        """Mean score of the last games."""
+        last = self.scores[-count:]
+        return sum(last) / max(1, len(last))
+
+    def mean_of_first(self, count: int) -> float:
+        """Mean score of the first games."""
+        first = self.scores[:count]
+        return sum(first) / max(1, len(first))
+
+
+def read_curve(folder: Path) -> list[tuple[int, float]]:
+    """Steps and mean score (or return) of recent games."""
+    with open(folder / "progress.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    column = "score/mean" if rows and "score/mean" in rows[-1] else "return/mean"
+    return [(int(row["step"]), round(float(row[column]), 2)) for row in rows if row.get(column)]
+
+
+def serially(trainer: Trainer) -> Trainer:
+    """The same experiment in one process: as many runs side by side as there are cores."""
+    old: Any = trainer.sampler
+    sampler = SerialSampler(
+        env=old.env, batch=old.batch, max_decorrelation_steps=old.max_decorrelation_steps, evaluation=old.evaluation
+    )
+    return config.override(trainer, {"sampler": sampler})
+
+
+# The same for us and for the peer; what they mean is in `halfcheetah` here and in the peer's script.
+HALFCHEETAH = {
+    "env_id": "HalfCheetah-v5",
+    "total_env_steps": 1_000_000,
+    "num_envs": 16,
+    "num_steps": 128,
+    "minibatch_size": 64,
+    "num_epochs": 10,
+    "discount": 0.99,
+    "gae_lambda": 0.95,
+    "learning_rate": 3e-4,
+    "clip_range": 0.2,
+    "init_std": 0.5,
+    "max_grad_norm": 0.5,
+    "value_loss_coeff": 0.5,
+    "hidden_sizes": [64, 64],
+}
+
+
+def halfcheetah(seed: int) -> Trainer:
+    """The recipe, on the budget of the published comparisons."""
+    trainer = serially(recipes.ppo_mujoco(seed=seed))
+    return config.override(trainer, {"total_env_steps": HALFCHEETAH["total_env_steps"]})
+
+
+def cartpole(seed: int) -> Trainer:
+    """The recipe."""
+    return recipes.ppo_cartpole(seed=seed)
+
+
+def pong(seed: int) -> Trainer:
+    """The recipe, 300,000 agent steps."""
+    return config.override(serially(recipes.ppo_atari(seed=seed)), {"total_env_steps": 300_000})
+
+
+def recall(recurrent: str | None) -> Callable[[int], Trainer]:
+    """The memory task, with or without memory; otherwise the same."""
+
+    def make(seed: int) -> Trainer:
+        kwargs = {"hidden_sizes": (32,), "recurrent": recurrent, "recurrent_size": 32}
+        return Trainer(
+            agent=ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs)),
+            algo=PPO(learning_rate=Linear(3e-3, 0.0), num_epochs=4, num_minibatches=4, entropy_coeff=0.01),
+            sampler=SerialSampler(
+                env=GymnasiumEnv(factory=RecallEnv, kwargs={"num_cues": 4, "delay": 10}), batch=BatchSpec(64, 16)
+            ),
+            total_env_steps=150_000,
+            seed=seed,
+            checkpoints=CheckpointPolicy(keep="none"),
+        )
+
+    return make
+
+
+TASKS = {
+    "cartpole": LearningTask(cartpole, num_seeds=3, target=475),
+    "recall-lstm": LearningTask(recall("lstm"), num_seeds=3, target=1.0),
+    "recall-none": LearningTask(recall(None), num_seeds=3, target=0.25),
+    "halfcheetah": LearningTask(halfcheetah, num_seeds=5, target=4000, peer="sb3", peer_settings=HALFCHEETAH),
+    "pong": LearningTask(pong, num_seeds=2, target=1.5, metric="last 100 games less the first 100", gain=True),
+}
+
+if __name__ == "__main__":
+    print(json.dumps(train(sys.argv[1], int(sys.argv[2]))))
