@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import numpy as np
 import torch
 from train import resume_experiment
 
+from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.runners import Trainer
 from rlsurreal.runners.checkpoints import BEST
 from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.utils.files import latest_checkpoint, load_checkpoint
+
+FRAMES_PER_SECOND = 30
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", choices=("best", "latest"), help="default: best if there is one")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments (default: %(default)s)")
-    parser.add_argument("--video", action="store_true", help="film the first episode to RUN/video.mp4")
+    parser.add_argument("--video", action="store_true", help="film an episode to RUN/video.mp4")
+    parser.add_argument("--max-steps", type=int, default=10_000, help="of the film (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.episodes < 1:
         parser.error(f"--episodes is {args.episodes}; it must be at least 1")
@@ -50,7 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         f"{np.std(returns):,.1f}, from {np.min(returns):,.1f} to {np.max(returns):,.1f}"
     )
     if args.video:
-        print(film(trainer, state, args))
+        try:
+            print(film(trainer, state, args))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0
 
 
@@ -67,7 +76,9 @@ def find_checkpoint(run: Path, which: str | None) -> Path:
 def play(trainer: Trainer, agent_state: dict[str, Any], args: argparse.Namespace) -> list[float]:
     """Raw scores of episodes, spread evenly over up to ten environments."""
     num_envs = max(n for n in range(1, min(10, args.episodes) + 1) if args.episodes % n == 0)
-    sampler = serial_sampler(trainer, num_envs, args.episodes // num_envs, args.stochastic)
+    sampler = serial_sampler(
+        trainer, args.stochastic, {}, num_envs=num_envs, episodes_per_env=args.episodes // num_envs
+    )
     try:
         connect(trainer, sampler, agent_state, args.seed)
         return [game.score for game in sampler.evaluate()]
@@ -75,20 +86,16 @@ def play(trainer: Trainer, agent_state: dict[str, Any], args: argparse.Namespace
         sampler.close()
 
 
-def serial_sampler(
-    trainer: Trainer, num_envs: int, episodes_per_env: int, stochastic: bool, **env_kwargs: Any
-) -> SerialSampler:
+def serial_sampler(trainer: Trainer, stochastic: bool, env_kwargs: dict[str, Any], **evaluation: int) -> SerialSampler:
     """A sampler that only evaluates."""
     settings: Any = trainer.sampler
     env = settings.eval_env
     if env_kwargs:
-        if not hasattr(env, "kwargs"):
-            raise ValueError(f"{type(env).__name__} cannot be filmed; evaluate on a GymnasiumEnv")
+        if not isinstance(env, GymnasiumEnv):
+            raise ValueError(f"{type(env).__name__} cannot be filmed; only a GymnasiumEnv can")
         env = dataclasses.replace(env, kwargs={**env.kwargs, **env_kwargs})
-    evaluation = dataclasses.replace(
-        settings.evaluation, env=env, num_envs=num_envs, episodes_per_env=episodes_per_env, deterministic=not stochastic
-    )
-    return SerialSampler(env=env, batch=BatchSpec(1, num_envs), evaluation=evaluation)
+    spec = dataclasses.replace(settings.evaluation, env=env, deterministic=not stochastic, **evaluation)
+    return SerialSampler(env=env, batch=BatchSpec(1, spec.num_envs), evaluation=spec)
 
 
 def connect(trainer: Trainer, sampler: SerialSampler, agent_state: dict[str, Any], seed: int) -> None:
@@ -101,15 +108,20 @@ def connect(trainer: Trainer, sampler: SerialSampler, agent_state: dict[str, Any
 
 def film(trainer: Trainer, agent_state: dict[str, Any], args: argparse.Namespace) -> Path:
     """Play one episode and write its frames; the file."""
-    import imageio
+    try:
+        from imageio.v2 import get_writer
+    except ImportError as error:
+        raise ValueError("writing films needs imageio: pip install rlsurreal[video]") from error
 
-    sampler = serial_sampler(trainer, 1, 1, args.stochastic, render_mode="rgb_array")
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo renders without a screen
     out: Path = args.run / "video.mp4"
+    sampler = serial_sampler(trainer, args.stochastic, {"render_mode": "rgb_array"}, num_envs=1, num_steps=1)
     try:
         connect(trainer, sampler, agent_state, args.seed)
-        frames_per_second = sampler.render_fps
-        with imageio.get_writer(out, fps=frames_per_second, macro_block_size=8) as video:
-            sampler.evaluate(on_frame=video.append_data)
+        with get_writer(out, fps=FRAMES_PER_SECOND, macro_block_size=2) as video:
+            for frame in sampler.film(args.max_steps):
+                video.append_data(frame)  # type: ignore[attr-defined]
     finally:
         sampler.close()
     return out

@@ -1,8 +1,8 @@
 """Draw learning curves:  python launchers/plot.py RUN [RUN ...] [--out FILE] [--x step|seconds] [--y COLUMN]
 
-Runs of one experiment with different seeds become one curve: the mean of the seeds and, shaded, from the lowest to the highest
-(from the 25th to the 75th percentile with five seeds or more).  Runs are one experiment when their settings differ in nothing
-but the seed.
+Runs of one experiment with different seeds become one curve: the mean of the seeds and, shaded, from the lowest to the
+highest (from the 25th to the 75th percentile with five seeds or more).  Runs are one experiment when their settings
+differ in nothing but the seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train a recipe:  python launchers/train.py RECIPE [name=value ...]
 
-A name without a dot is an argument of the recipe (env_id=Hopper-v5 seed=3), or a field of the experiment; dotted names reach
-any setting: algo.learning_rate=1e-4  sampler.batch.num_envs=32  agent.model.kwargs.hidden_sizes=(256,256)
+A name without a dot is an argument of the recipe (env_id=Hopper-v5 seed=3), or a field of the experiment; dotted names
+reach any setting: algo.learning_rate=1e-4  sampler.batch.num_envs=32  agent.model.kwargs.hidden_sizes=(256,256)
 """
 
 from __future__ import annotations
@@ -94,11 +94,12 @@ def report(folder: Path) -> None:
     from plot import draw_runs, final_return
 
     result = final_return(folder)
-    if result is not None:
+    if result is None:
+        print("\nno game ended: there is no return to show")
+    else:
         print(f"\nmean return of the last games: {result:,.1f}")
-    picture = draw_runs([folder], folder / "learning_curve.png")
-    if picture is not None:
-        print(f"learning curve: {picture}")
+        picture = draw_runs([folder], folder / "learning_curve.png")
+        print(f"learning curve: {picture or 'not drawn; pip install rlsurreal[plot]'}")
     print(
         f"everything is in {folder}: checkpoints/, progress.csv, log.txt, config.json; watch it with\n"
         f"    python launchers/evaluate.py {folder} --video\n    tensorboard --logdir {folder}"

@@ -1,0 +1,154 @@
+"""The commands of launchers/, run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.processes
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(*words: object, status: int = 0) -> str:
+    """Output of a launcher, which must end with ``status``."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launchers" / str(words[0])), *map(str, words[1:])],
+        text=True,
+        capture_output=True,
+        env=ENVIRONMENT,
+        timeout=100,
+    )
+    assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    output = run("train.py", "debug", f"root={root}", "seed=3")
+    return root / "debug_0", output
+
+
+def test_list_names_every_recipe_with_its_arguments():
+    output = run("train.py", "--list")
+    for name in ("ppo_mujoco", "ppo_atari", "ppo_cartpole", "a2c_mujoco", "debug"):
+        assert name in output
+    assert "env_id=HalfCheetah-v5" in output
+
+
+@pytest.mark.parametrize("launcher", ["train.py", "evaluate.py", "plot.py"])
+def test_help(launcher):
+    assert "usage:" in run(launcher, "--help")
+
+
+def test_print_config_shows_overrides():
+    output = run(
+        "train.py",
+        "ppo_mujoco",
+        "env_id=Hopper-v5",
+        "algo.learning_rate=1e-4",
+        "sampler.batch.num_envs=32",
+        "agent.model.kwargs.hidden_sizes=(256,256)",
+        "--print-config",
+    )
+    for line in (
+        "sampler.env.factory=Hopper-v5",
+        "algo.learning_rate=0.0001",
+        "sampler.batch.num_envs=32",
+        "agent.model.kwargs.hidden_sizes=(256, 256)",
+        "name=ppo_Hopper-v5",
+    ):
+        assert line in output.splitlines(), output
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["ppo_mojuco"], "there is no recipe 'ppo_mojuco'; choose one of ppo_mujoco"),
+        (["debug", "algo.learning_rat=1"], "learning_rate"),
+        (["debug", "algo.num_epochs=many"], "num_epochs"),
+        (["debug", "algo.num_epochs=0"], "num_epochs is 0; it must be at least 1"),
+        (["debug", "algo.num_epochs"], "algo.num_epochs"),
+        (["--resume", "/no/such/run"], "no run folder"),
+    ],
+)
+def test_wrong_arguments_are_errors_that_name_the_fix(words, complaint):
+    output = run("train.py", *words, status=2)
+    assert complaint in output and "Traceback" not in output
+
+
+def test_training_says_what_came_out_and_where(finished_run):
+    folder, output = finished_run
+    assert "mean return of the last games" in output and str(folder) in output
+    assert (folder / "learning_curve.png").stat().st_size > 5_000
+    assert {"config.json", "environment.json", "progress.csv", "log.txt", "checkpoints"} <= {
+        p.name for p in folder.iterdir()
+    }
+
+
+def test_resume_continues_to_a_larger_budget(finished_run):
+    folder, _ = finished_run
+    output = run("train.py", "--resume", folder, "total_env_steps=6000", "verbose=false")
+    assert "resumed after" in (folder / "log.txt").read_text()
+    steps = [int(line.split(",")[0]) for line in (folder / "progress.csv").read_text().splitlines()[1:]]
+    assert steps[-1] >= 6000 and steps == sorted(set(steps)), output
+
+
+def test_evaluate_plays_the_episodes_it_was_asked_for(finished_run):
+    folder, _ = finished_run
+    assert "return over 7 episodes" in run("evaluate.py", folder, "--episodes", 7)
+    assert "return over 3 episodes" in run(
+        "evaluate.py", folder, "--episodes", 3, "--stochastic", "--checkpoint", "latest"
+    )
+    assert "no run folder" in run("evaluate.py", "/no/such/run", status=2)
+
+
+def test_video_is_a_film_of_an_episode(tmp_path):
+    run(
+        "train.py",
+        "ppo_atari",
+        f"root={tmp_path}",
+        "total_env_steps=64",
+        "sampler.batch.num_steps=8",
+        "sampler.batch.num_envs=2",
+        "sampler.num_workers=1",
+        "algo.num_epochs=1",
+        "agent.model.kwargs.hidden_sizes=(16,)",
+    )
+    folder = tmp_path / "ppo_Pong_0"
+    run("evaluate.py", folder, "--episodes", 1, "--video", "--max-steps", 50)
+    import cv2
+
+    film = cv2.VideoCapture(str(folder / "video.mp4"))
+    frames = 0
+    while film.read()[0]:
+        frames += 1
+    assert frames >= 45
+
+
+def test_plot_groups_seeds_and_separates_experiments(tmp_path):
+    for words in (["seed=0"], ["seed=1"], ["seed=0", "algo.learning_rate=1e-4", "name=slow"]):
+        run(
+            "train.py",
+            "debug",
+            f"root={tmp_path}",
+            "total_env_steps=2048",
+            "verbose=false",
+            "tensorboard=false",
+            *words,
+        )
+    out = tmp_path / "curves.png"
+    assert str(out) in run("plot.py", tmp_path, "--out", out)
+    assert out.stat().st_size > 5_000
+    sys.path.insert(0, str(ROOT / "launchers"))
+    try:
+        import plot
+    finally:
+        sys.path.pop(0)
+    groups = plot.group_by_experiment(sorted(path for path in tmp_path.iterdir() if path.is_dir()))
+    assert {name: len(members) for name, members in groups.items()} == {"debug": 2, "slow": 1}
+    assert "no column" in run("plot.py", tmp_path, "--y", "nothing", status=2)
