@@ -51,7 +51,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
     with TemporaryDirectory() as root:
         quiet = {
             "root": root,
-            "verbose": False,
+            "console": "off",
             "tensorboard": False,
             "eval_interval_steps": None,
             "checkpoints.keep": "none",

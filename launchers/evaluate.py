@@ -23,8 +23,6 @@ from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.utils.files import latest_checkpoint, load_checkpoint
 
-FRAMES_PER_SECOND = 30
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
@@ -116,15 +114,25 @@ def film(trainer: Trainer, agent_state: dict[str, Any], args: argparse.Namespace
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo renders without a screen
     out: Path = args.run / "video.mp4"
-    sampler = serial_sampler(trainer, args.stochastic, {"render_mode": "rgb_array"}, num_envs=1, num_steps=1)
+    sampler = serial_sampler(trainer, args.stochastic, render_settings(trainer), num_envs=1, num_steps=1)
     try:
         connect(trainer, sampler, agent_state, args.seed)
-        with get_writer(out, fps=FRAMES_PER_SECOND, macro_block_size=2) as video:
+        with get_writer(out, fps=sampler.render_fps, macro_block_size=2) as video:
             for frame in sampler.film(args.max_steps):
                 video.append_data(frame)  # type: ignore[attr-defined]
     finally:
         sampler.close()
     return out
+
+
+def render_settings(trainer: Trainer) -> dict[str, Any]:
+    """Arguments with which the evaluation environment draws frames."""
+    settings: dict[str, Any] = {"render_mode": "rgb_array"}
+    sampler: Any = trainer.sampler
+    env = sampler.eval_env
+    if any("gymnasium.envs.mujoco" in module for module in env.preload_modules()):
+        settings["camera_name"] = "track"  # or the animal runs out of the picture
+    return settings
 
 
 if __name__ == "__main__":

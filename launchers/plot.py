@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 DEFAULT_COLUMNS = ("score/mean", "return/mean", "eval/return/mean")  # the first that a run has
-_IGNORED = ("seed", "name", "root", "verbose")
+_IGNORED = ("seed", "name", "root", "console")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -100,9 +101,11 @@ def report(folder: Path) -> None:
         print(f"\nmean return of the last games: {result:,.1f}")
         picture = draw_runs([folder], folder / "learning_curve.png")
         print(f"learning curve: {picture or 'not drawn; pip install rlsurreal[plot]'}")
+    here = Path(sys.executable).parent  # of this environment, which may not be the shell's
+    tools = f"{os.path.relpath(here)}/" if here.is_relative_to(Path.cwd()) else ""
     print(
-        f"everything is in {folder}: checkpoints/, progress.csv, log.txt, config.json; watch it with\n"
-        f"    python launchers/evaluate.py {folder} --video\n    tensorboard --logdir {folder}"
+        f"everything is in {folder}: checkpoints/, progress.csv, log.txt, config.json; look at it with\n"
+        f"    {tools}python launchers/evaluate.py {folder} --video\n    {tools}tensorboard --logdir {folder}"
     )
 
 

@@ -297,6 +297,11 @@ class GymnasiumVectorEnv:
         """The frame of environment 0 (give ``render_mode="rgb_array"`` among the environment's keyword arguments)."""
         return self.envs[0].render()
 
+    @property
+    def render_fps(self) -> int:
+        """Frames per second at which the environments' time is real."""
+        return int(self.envs[0].metadata.get("render_fps", 30))
+
     def supports_state(self) -> bool:
         """Whether `get_state` can save these environments."""
         return all(state_problem(env) is None for env in self.envs)

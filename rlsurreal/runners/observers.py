@@ -16,6 +16,16 @@ from rlsurreal.structs import Agent, Sampler, Samples, TrajInfo
 from rlsurreal.utils.logger import MetricLogger, ProgressBar
 from rlsurreal.utils.timing import PhaseTimer
 
+CONSOLE_COLUMNS = {
+    "return": "return/mean",
+    "score": "score/mean",
+    "eval": "eval/return/mean",
+    "length": "length/mean",
+    "games": "trajectories",
+    "steps/s": "rate/env_steps_per_s",
+    "kl": "policy/kl",
+    "explained": "value/explained_variance",
+}  # titles and names of what a terminal shows
 TRAJECTORY_WINDOW = 100  # training returns are those of the last so many games
 
 

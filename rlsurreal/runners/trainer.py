@@ -20,11 +20,11 @@ import torch
 from rlsurreal.runners.checkpoints import CheckpointPolicy, Checkpoints, load_latest
 from rlsurreal.runners.counter import Counter
 from rlsurreal.runners.interrupts import Interrupts
-from rlsurreal.runners.observers import Evaluations, MetricLog, Observers, Progress
+from rlsurreal.runners.observers import CONSOLE_COLUMNS, Evaluations, MetricLog, Observers, Progress
 from rlsurreal.structs import Agent, Algorithm, Sampler
 from rlsurreal.utils import config
 from rlsurreal.utils.files import atomic_write, describe_environment, make_run_folder
-from rlsurreal.utils.logger import MetricLogger
+from rlsurreal.utils.logger import Console, MetricLogger
 from rlsurreal.utils.seeding import derive_seed
 from rlsurreal.utils.timing import PhaseTimer
 
@@ -48,7 +48,7 @@ class Trainer:
     name: str = "run"
     root: str = "runs"  # run folders are made in here
     tensorboard: bool = True
-    verbose: bool = True  # show tables and a progress bar
+    console: Console = "line"  # metrics on the terminal, beside a progress bar: a "line" each, a "table" each, or "off"
 
     def __post_init__(self) -> None:
         for name in ("total_env_steps", "log_interval_steps", "num_threads"):
@@ -71,7 +71,13 @@ class Trainer:
         counter = Counter(self.total_env_steps)
         resume_step = None if saved is None else saved["counter"]["env_steps"]
         with (
-            MetricLogger(folder, resume_step=resume_step, tensorboard=self.tensorboard, console=self.verbose) as logger,
+            MetricLogger(
+                folder,
+                resume_step=resume_step,
+                tensorboard=self.tensorboard,
+                console=self.console,
+                columns=CONSOLE_COLUMNS,
+            ) as logger,
             Interrupts() as interrupts,
         ):
             try:
@@ -136,7 +142,7 @@ class Trainer:
                 counter.env_steps,
                 "" if exact else "; the environments' state was not saved: they start new episodes",
             )
-        if self.verbose:
+        if self.console != "off":
             watching.append(Progress(counter, log))
         return Observers(watching)
 

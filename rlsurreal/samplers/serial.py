@@ -103,6 +103,12 @@ class SerialSampler(SamplerSettings):
             if bool((samples.terminated[0, 0] | samples.truncated[0, 0]) & ~samples.first[1, 0]):
                 return
 
+    @property
+    def render_fps(self) -> int:
+        """Frames per second of `film`."""
+        env: Any = self._evaluation_station().collector.env
+        return int(env.render_fps)
+
     def _evaluation_station(self) -> Station:
         if self._eval is None:
             seed = derive_seed(self._seed, "evaluation")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from typing_extensions import Self
 
@@ -24,6 +24,7 @@ from rlsurreal.utils.files import atomic_write
 
 _package_log = logging.getLogger("rlsurreal")
 _STEP = "step"
+Console = Literal["line", "table", "off"]
 _CLEAR_LINE = "\r\x1b[K"  # a progress bar may stand there
 
 
@@ -41,21 +42,29 @@ class MetricLogger:
         folder: of the run; it must exist.
         resume_step: continue an earlier run's files from here: rows of later steps are dropped.
         tensorboard: also write TensorBoard's files (the package ``tensorboard`` must be installed).
-        console: also show tables and messages on stdout.
+        console: also show messages and metrics on stdout: in a "table" all of them, in a "line" those of ``columns``;
+            "off": nothing.
+        columns: metrics by the titles that they have in the line.
 
     Raises:
         ValueError: ``folder`` has a ``progress.csv`` already and ``resume_step`` is not given.
     """
 
     def __init__(
-        self, folder: Path | str, *, resume_step: int | None = None, tensorboard: bool = False, console: bool = True
+        self,
+        folder: Path | str,
+        *,
+        resume_step: int | None = None,
+        tensorboard: bool = False,
+        console: Console = "table",
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         folder = Path(folder)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
-        self._console = console
+        self._console, self._lines = console, _Lines(columns or {})
         self._csv = _CsvTable(folder / "progress.csv", resume_step)
-        self._handler = _RunHandler(folder / "log.txt", console)
+        self._handler = _RunHandler(folder / "log.txt", console != "off")
         self._handler.attach()
         self.text = logging.LoggerAdapter(_package_log, {"run_handler": self._handler})
         self._writer: Any = None
@@ -83,7 +92,9 @@ class MetricLogger:
         if self._writer is not None:
             for name, number in numbers.items():
                 self._writer.add_scalar(name, number, step)
-        if self._console:
+        if self._console == "line":
+            _show(self._lines.format(step, numbers))
+        elif self._console == "table":
             width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 120
             _show(format_table(step, numbers, width))
 
@@ -228,6 +239,26 @@ def format_table(step: int, metrics: Mapping[str, float], width: int = 120) -> s
             label = group if start == 0 else ""
             lines.append(f"{label:<{margin}}{(' ' * gap).join(texts[start : start + per_line])}")
     return "\n".join(lines)
+
+
+class _Lines:
+    """Chosen metrics as one line per step, under titles that come again on every screen."""
+
+    _LINES_PER_TITLE = 25
+    _WIDTH = 11
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._columns = columns
+        self._count = 0
+
+    def format(self, step: int, metrics: Mapping[str, float]) -> str:
+        cells = [f"{step:,}"]
+        cells += [format_number(metrics[name]) if name in metrics else "" for name in self._columns.values()]
+        line = "".join(f"{cell:>{self._WIDTH}}" for cell in cells)
+        if self._count % self._LINES_PER_TITLE == 0:
+            line = "".join(f"{title:>{self._WIDTH}}" for title in ("step", *self._columns)) + "\n" + line
+        self._count += 1
+        return line
 
 
 def format_number(value: float) -> str:

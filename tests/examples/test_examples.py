@@ -23,7 +23,7 @@ def load(name: str) -> ModuleType:
 
 def mean_return(trainer, tmp_path) -> float:
     """Mean return of the last twenty games of a quiet run."""
-    trainer.root, trainer.verbose, trainer.tensorboard = str(tmp_path), False, False
+    trainer.root, trainer.console, trainer.tensorboard = str(tmp_path), "off", False
     ended = []
     pop = trainer.sampler.pop_trajectories
     trainer.sampler.pop_trajectories = lambda: ended.append(pop()) or ended[-1]

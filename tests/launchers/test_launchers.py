@@ -92,7 +92,7 @@ def test_training_says_what_came_out_and_where(finished_run):
 
 def test_resume_continues_to_a_larger_budget(finished_run):
     folder, _ = finished_run
-    output = run("train.py", "--resume", folder, "total_env_steps=6000", "verbose=false")
+    output = run("train.py", "--resume", folder, "total_env_steps=6000", "console=off")
     assert "resumed after" in (folder / "log.txt").read_text()
     steps = [int(line.split(",")[0]) for line in (folder / "progress.csv").read_text().splitlines()[1:]]
     assert steps[-1] >= 6000 and steps == sorted(set(steps)), output
@@ -137,7 +137,7 @@ def test_plot_groups_seeds_and_separates_experiments(tmp_path):
             "debug",
             f"root={tmp_path}",
             "total_env_steps=2048",
-            "verbose=false",
+            "console=off",
             "tensorboard=false",
             *words,
         )

@@ -54,7 +54,7 @@ def trainer(
         log_interval_steps=400,
         checkpoints=CheckpointPolicy(interval_steps=400, keep="all"),
         root=str(root),
-        verbose=False,
+        console="off",
         tensorboard=False,
     )
     return Trainer(**{**settings, **changes})
@@ -273,7 +273,7 @@ SCRIPT = """
     import sys
     from rlsurreal.recipes import debug
     from rlsurreal.utils.config import override
-    run = override(debug(), {{"total_env_steps": 10**9, "root": {root!r}, "verbose": False, "tensorboard": False}})
+    run = override(debug(), {{"total_env_steps": 10**9, "root": {root!r}, "console": "off", "tensorboard": False}})
     print("started", flush=True)
     folder = run.train()
     print("left", run.interrupted_by, folder, flush=True)

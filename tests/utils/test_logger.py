@@ -28,7 +28,7 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 def _logger(folder: Path, **options: Any) -> MetricLogger:
     folder.mkdir(exist_ok=True)
-    return MetricLogger(folder, console=False, **options)
+    return MetricLogger(folder, console="off", **options)
 
 
 # ---------------------------------------------------------------- CSV
@@ -349,3 +349,14 @@ def test_a_table_clears_the_bar_from_its_line(tmp_path: Path) -> None:
         logger.write(1, {"a": 1})
         shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
     assert shown.startswith("\r\x1b[K-- step 1 ")
+
+
+def test_lines_show_the_chosen_columns_under_their_titles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = {"return": "traj/return", "lost": "traj/nothing", "kl": "loss/kl"}
+    with MetricLogger(tmp_path, console="line", columns=columns) as logger:
+        for step in range(30):
+            logger.write(step * 1000, {"traj/return": 21 + step, "loss/kl": 0.0125, "other": 5})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["step", "return", "lost", "kl"] and lines[0] in lines[1:]
+    assert lines[1].split() == ["0", "21", "0.01250"] and lines[3].split() == ["2,000", "23", "0.01250"]
+    assert len({len(line) for line in lines}) == 1 and len(lines) == 32
