@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 atari = ["ale-py>=0.11", "opencv-python-headless"]
 envpool = ["envpool>=1.2"]
-dm_control = ["shimmy[dm-control]>=2.0"]
+dm_control = ["shimmy[dm-control]>=2.0", "mujoco<4"]  # dm_control 1.0.50 does not load with MuJoCo 4
 plot = ["matplotlib"]
 video = ["imageio[ffmpeg]"]
 test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
@@ -33,6 +33,6 @@ setup(
         "dm-control": dm_control,
         "plot": plot,
         "video": video,
-        "dev": atari + envpool + dm_control + plot + video + test,
+        "dev": atari + envpool + plot + video + test,
     },
 )

@@ -119,6 +119,8 @@ class GymnasiumEnv:
 def _import_module_of(env_id: str) -> None:
     if env_id.startswith("ALE/"):
         import_optional("ale_py", "atari")  # registers its environments as it is imported
+    elif env_id.startswith("dm_control/"):
+        gym.register_envs(import_optional("shimmy", "dm-control"))
 
 
 def _entry_module(env_id: str) -> str | None:
