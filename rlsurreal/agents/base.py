@@ -9,6 +9,7 @@ Called by runners (publish), samplers (share, follow, pull, act) and algorithms 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +29,28 @@ class ModelSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def build(self, *args: Any, seed: int) -> nn.Module:
-        """``cls(*args, **kwargs)`` with initial weights drawn from ``seed``; other random streams are left alone."""
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
+        """``cls(*args, **kwargs)`` with initial weights drawn from ``seed``; other random streams are left alone.
+
+        Weights are drawn on the CPU, so that they do not depend on the device.
+
+        Raises:
+            ValueError: ``kwargs`` do not fit the class; says what does.
+        """
+        self._check(*args)
+        with torch.device("cpu"), torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators for good
             return self.cls(*args, **self.kwargs)
+
+    def _check(self, *args: Any) -> None:
+        signature = inspect.signature(self.cls)
+        try:
+            signature.bind(*args, **self.kwargs)
+        except TypeError as error:
+            known = ", ".join(list(signature.parameters)[len(args) :])
+            raise ValueError(
+                f"ModelSpec.kwargs is {self.kwargs}, which does not fit {self.cls.__name__}: {error}; "
+                f"the arguments to choose are: {known}"
+            ) from error
 
 
 @dataclass(kw_only=True, eq=False)

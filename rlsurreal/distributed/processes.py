@@ -40,6 +40,8 @@ _MAX_DESCRIPTORS = 250  # Linux passes at most 253 with one message
 class ChildError(RuntimeError):
     """A child process failed; the message has its own traceback, or says how it died."""
 
+    child: Child | None = None
+
 
 class Child:
     """The master's handle of one child process.  Ready to poll when a message, or the end, has come."""
@@ -93,19 +95,26 @@ class Child:
     def raise_if_dead(self) -> None:
         """ChildError with the child's traceback or signal, if it has ended."""
         if self._failure is not None:
-            raise ChildError(f"{self.name} failed:\n\n{self._failure}")
+            raise self._error(f"{self.name} failed:\n\n{self._failure}")
         if self.exit_code is not None:
             how = (
                 f"was killed by {signal.Signals(-self.exit_code).name}"
                 if self.exit_code < 0
                 else f"ended by itself with exit status {self.exit_code}"
             )
-            raise ChildError(f"{self.name} (pid {self.pid}) {how}")
+            raise self._error(f"{self.name} (pid {self.pid}) {how}")
+
+    def _error(self, message: str) -> ChildError:
+        error = ChildError(message)
+        error.child = self
+        return error
 
     def check(self) -> None:
         """Read what the child said, and `raise_if_dead`."""
         while self.exit_code is None and self._status.poll(0):
             self._next()
+        if self._failure is not None:
+            self.join(5.0)  # a traceback is followed by the end
         self.raise_if_dead()
 
     def kill(self) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlsurreal.distributed.processes import Child, Launcher
+from rlsurreal.distributed.processes import Child, ChildError, Launcher
 from rlsurreal.distributed.signals import Signal, Waiter
-from rlsurreal.samplers.worker import STOP, WorkerPlan
+from rlsurreal.samplers.worker import COLLECT, STOP, WorkerPlan, run_worker
 
 if TYPE_CHECKING:
     from rlsurreal.samplers.server import ServerPlan
@@ -33,13 +33,20 @@ class Member:
 
     child: Child
     plan: WorkerPlan | ServerPlan
+    num_slots_ordered: int = 0
+    num_slots_done: int = 0
+    num_slots_done_when_replaced: int = -1
+
+
+Replace = Callable[[Member], WorkerPlan]
 
 
 class Crew:
     """All child processes of one sampler."""
 
-    def __init__(self, launcher: Launcher, step_timeout_s: float) -> None:
-        self._launcher, self._step_timeout_s = launcher, step_timeout_s
+    def __init__(self, launcher: Launcher, step_timeout_s: float, replace: Replace | None = None) -> None:
+        """``replace``: makes the plan for a worker that takes a lost one's place; None: a lost worker ends the run."""
+        self._launcher, self._step_timeout_s, self._replace = launcher, step_timeout_s, replace
         self.members: list[Member] = []
 
     def add(self, name: str, target: Callable[..., None], plan: WorkerPlan | ServerPlan) -> None:
@@ -74,13 +81,41 @@ class Crew:
         for member in self.members:
             member.plan.control.command[...] = command
         for member in self.members:
+            member.num_slots_ordered += command == COLLECT
             member.plan.go.post()
 
-    def wait_all_done(self) -> None:
-        """Wait until every process has carried out one command."""
+    def wait_all_done(self, command: int) -> None:
+        """Wait until every process has carried out one ``command``; lost workers are replaced if that was asked for."""
         for member in self.members:
-            self.watch([member.plan.done]).wait(None)
-            member.plan.done.take()
+            if command != COLLECT or self._replace is None:
+                self.watch([member.plan.done]).wait(None)
+                member.plan.done.take()
+                member.num_slots_done += command == COLLECT
+                continue
+            before = member.num_slots_done
+            while member.num_slots_done == before:
+                try:
+                    self.watch([member.plan.done]).wait(None)
+                    member.plan.done.take()
+                    member.num_slots_done += 1
+                except ChildError as error:
+                    self._replace_or_raise(error, self._replace)
+
+    def _replace_or_raise(self, error: ChildError, replace: Replace) -> None:
+        member = next((member for member in self.members if member.child is error.child), None)
+        if member is None:
+            raise error
+        if member.num_slots_done == member.num_slots_done_when_replaced:
+            raise ChildError(f"lost again before it had filled a slot: {error}") from error
+        _log.warning("replacing a worker: %s", error)
+        while member.num_slots_done < member.num_slots_ordered and Waiter([member.plan.done]).wait(0):
+            member.plan.done.take()  # it was lost after it had filled this one
+            member.num_slots_done += 1
+        member.num_slots_done_when_replaced = member.num_slots_done
+        member.plan = replace(member)
+        member.child = self._launcher.start(member.child.name, run_worker, member.plan)
+        for _ in range(member.num_slots_ordered - member.num_slots_done):
+            member.plan.go.post()
 
     def watch(self, signals: Sequence[Signal]) -> Watch:
         """Wait for ``signals`` with an eye on all processes that are there now."""
@@ -92,7 +127,6 @@ class Crew:
         if len(signals) < len(ready):
             for source in ready:
                 if isinstance(source, Child):
-                    source.join(5.0)  # a traceback is followed by the exit status
                     source.check()
         return signals
 

@@ -43,6 +43,9 @@ class LocalFill:
             )
             for unit in plan.units
         ]
+        if plan is worker.train and worker.lost is not None:
+            for actor in self._actors:
+                actor.num_slots_begun = worker.lost.num_slots_done
 
     def __call__(self, slot: int) -> None:
         """Fill the slot with the newest parameters."""

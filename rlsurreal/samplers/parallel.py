@@ -11,8 +11,9 @@ the number of slots bounds how old the parameters behind a sample can be.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from rlsurreal.distributed.shared_arrays import SharedFile, allocate
 from rlsurreal.distributed.signals import Signal
 from rlsurreal.samplers.actor import agent_example
 from rlsurreal.samplers.base import SamplerSettings, SlotBoard, check_spaces_agree, play_episodes, replica
-from rlsurreal.samplers.crew import Crew
+from rlsurreal.samplers.crew import Crew, Member
 from rlsurreal.samplers.server import InferenceServer, Server, ServerPlan, make_server, run_server
 from rlsurreal.samplers.slots import allocate_slots
 from rlsurreal.samplers.trajectories import TrajectoryTracker
@@ -30,6 +31,7 @@ from rlsurreal.samplers.worker import (
     EVALUATE_AFRESH,
     EVALUATE_ON,
     Control,
+    Lost,
     StationPlan,
     Unit,
     WorkerPlan,
@@ -54,6 +56,7 @@ class ParallelSampler(SamplerSettings):
     affinity: Affinity | None = None  # None: all CPUs that this process may use, workers apart from each other
     step_timeout_s: float = 300.0  # without a step for so long, the run fails
     startup_timeout_s: float = 600.0
+    on_worker_failure: Literal["stop", "replace"] = "stop"  # "replace": log it, and go on with new environments
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +64,10 @@ class ParallelSampler(SamplerSettings):
             raise ValueError(f"num_workers is {self.num_workers}; it must be at least 1, or None for one for each CPU")
         if self.num_slots < 1:
             raise ValueError(f"num_slots is {self.num_slots}; it must be at least 1")
+        if self.on_worker_failure not in ("stop", "replace"):
+            raise ValueError(f"on_worker_failure is {self.on_worker_failure!r}; choose 'stop' or 'replace'")
+        if self.on_worker_failure == "replace" and self.inference is not None:
+            raise ValueError("on_worker_failure='replace' needs workers that act for themselves: inference=None")
         if self.step_timeout_s <= 0:
             raise ValueError(f"step_timeout_s is {self.step_timeout_s}; it must be positive")
 
@@ -93,7 +100,8 @@ class ParallelSampler(SamplerSettings):
         self._layout = _Layout(self.batch.num_envs, num_workers, num_groups, max(1, num_servers))
         self._eval_layout = _Layout(self.evaluation.num_envs, num_workers, 1, max(1, num_servers))
         self._allocate(agent)
-        self._crew = Crew(self._launcher, self.step_timeout_s)
+        replace = self._replacement if self.on_worker_failure == "replace" else None
+        self._crew = Crew(self._launcher, self.step_timeout_s, replace)
         in_master = self.inference is not None and self.num_slots == 1 and num_servers == 1
         link = None if in_master else agent.share()
         for w in range(num_workers):
@@ -145,7 +153,7 @@ class ParallelSampler(SamplerSettings):
             state_interval=self.eval_batch.num_steps,
         )
         num_processes = self._layout.num_workers + self._layout.num_servers
-        self._controls = allocate(Control(np.int64(0), np.int64(0), np.int64(-1)), (num_processes,))
+        self._controls = allocate(Control(*[np.int64(0)] * 4), (num_processes,))
         self._controls.environment[:] = -1
         self._on_hold = allocate(np.bool_(False), (self.evaluation.num_envs,))
         self._board, self._eval_board = SlotBoard(self._slots), SlotBoard(self._eval_slots)
@@ -156,6 +164,17 @@ class ParallelSampler(SamplerSettings):
 
     def _channels(self, process: int) -> dict[str, Any]:
         return {"control": self._controls[process, ...], "go": Signal(), "done": Signal(), "stack": SharedFile()}
+
+    def _replacement(self, member: Member) -> WorkerPlan:
+        """The plan for a worker in the place of one that was lost."""
+        plan, control = member.plan, member.plan.control
+        assert isinstance(plan, WorkerPlan)
+        lost = Lost(
+            num_slots_done=member.num_slots_done,
+            has_begun=int(control.slots_begun) > member.num_slots_done,
+            generation=1 if plan.lost is None else plan.lost.generation + 1,
+        )
+        return dataclasses.replace(plan, lost=lost, go=Signal(), done=Signal(), stack=SharedFile())
 
     def _worker_view(self, slots: Samples) -> Samples:
         """What a worker gets of the slots.  Where it does not act, nothing whose class would bring torch with it."""
@@ -239,7 +258,7 @@ class ParallelSampler(SamplerSettings):
         if self._board.states[slot] == "FILLING":
             if self._train_server is not None:
                 self._train_server.serve(slot)
-            self._crew.wait_all_done()
+            self._crew.wait_all_done(COLLECT)
             self._board.advance(slot, "READY")
 
     def obtain(self) -> Samples:
@@ -273,11 +292,11 @@ class ParallelSampler(SamplerSettings):
         )
 
     def _fill_evaluation(self) -> EnvSamples:
-        self._crew.order(self._eval_command)
-        self._eval_command = EVALUATE_ON
+        command, self._eval_command = self._eval_command, EVALUATE_ON
+        self._crew.order(command)
         if self._train_server is not None:
             self._eval_server.serve(0)
-        self._crew.wait_all_done()
+        self._crew.wait_all_done(command)
         return self._eval_board.numpy[0].env
 
     def get_state(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from rlsurreal.samplers.slots import SlotViews
 from rlsurreal.structs import BatchSpec, EnvSpec, Samples, Spaces
 from rlsurreal.utils.affinity import pin
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple
+from rlsurreal.utils.seeding import derive_seed
 
 COLLECT, EVALUATE_AFRESH, EVALUATE_ON, STOP = range(4)
 
@@ -34,6 +35,7 @@ class Control(NamedArrayTuple):
 
     command: Any  # int64 []: what the next `go` asks for
     rows_done: Any  # int64 []: rows stepped since the start; it stands still when an environment hangs
+    slots_begun: Any  # int64 []: training slots whose row 0 is there
     environment: Any  # int64 []: global index of the environment being stepped
 
 
@@ -70,6 +72,15 @@ class StationPlan:
     on_hold: np.ndarray | None = None  # shared bool [B]: environments to leave alone from the next slot on
 
 
+@dataclass(frozen=True)
+class Lost:
+    """Where a worker was lost, for the one that replaces it."""
+
+    num_slots_done: int
+    has_begun: bool  # the next slot, so that its row 0 is there
+    generation: int  # how many have been lost before: the new environments must not repeat the old ones' episodes
+
+
 @dataclass(kw_only=True)
 class WorkerPlan:
     """Everything a worker is started with."""
@@ -84,6 +95,7 @@ class WorkerPlan:
     cpus: tuple[int, ...]
     agent: Any = None  # its settings, where the worker chooses actions itself
     link: Any = None  # where its parameters come from
+    lost: Lost | None = None  # of the worker that this one replaces
 
 
 def describe_env(train: EnvSpec, evaluate: EnvSpec, seed: int) -> None:
@@ -130,18 +142,27 @@ class _Station:
         self._plan, self._worker = plan, worker
         self._collectors = [self._collector(unit) for unit in plan.units]
         self._slot, self._num_slots = 0, len(plan.slots.env.reward)
-        self.start()
+        if plan is worker.train and worker.lost is not None:
+            self._slot = worker.lost.num_slots_done % self._num_slots
+            for collector in self._collectors:
+                collector.take_over(self._slot, worker.lost.has_begun)
+        else:
+            self.start()
         self._fill: Callable[[int], None] = self._fill_served if worker.agent is None else self._local_fill()
 
     def _collector(self, unit: Unit) -> Collector:
         plan = self._plan
         first_env = plan.batch.first_env + unit.columns.start
-        env = plan.env.make(unit.num_envs, first_env, plan.seed)
+        generation = 0 if self._worker.lost is None else self._worker.lost.generation
+        seed = plan.seed if generation == 0 else derive_seed(plan.seed, "replacement", generation)
+        env = plan.env.make(unit.num_envs, first_env, seed)
+        control = self._worker.control
         collector = Collector(
             env,
             SlotViews(plan.slots, unit.columns),
             mid_batch_reset=plan.mid_batch_reset,
-            progress=self._worker.control.rows_done,
+            rows_done=control.rows_done,
+            slots_begun=control.slots_begun if plan is self._worker.train else None,
         )
         env.position = self._worker.control.environment
         if plan.on_hold is not None:

@@ -1,4 +1,4 @@
-"""dm_control through shimmy.  It needs an environment of its own: pip install -e .[dm-control] without constraints.txt."""
+"""dm_control through shimmy.  It needs an environment of its own: pip install -e .[dm-control], without constraints."""
 
 from importlib import metadata
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import psutil
 import pytest
 
@@ -17,6 +18,7 @@ from rlsurreal.samplers import EvalSpec, InferenceServer, ParallelSampler, Seria
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.agents import TapeAgent
 from rlsurreal.testing.envs import FailingEnv
+from rlsurreal.utils.namedarraytuple import tree_map
 
 pytestmark = pytest.mark.processes
 
@@ -172,3 +174,60 @@ def test_nothing_is_left_when_the_master_is_killed(tmp_path, number, kind):
         time.sleep(0.02)
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
     assert (set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()) == names
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+@pytest.mark.parametrize("mode", ["raise_in_step", "die"])
+def test_a_lost_worker_is_replaced_where_that_is_asked_for(mode, num_slots, caplog):
+    # The counting environment says in each observation which game and step it is: nothing may be mixed up.
+    sampler = ParallelSampler(
+        env=failing(mode, at=13), batch=BatchSpec(8, 4), num_workers=2, num_slots=num_slots, on_worker_failure="replace"
+    )
+    agent = TapeAgent()
+    try:
+        agent.initialize(sampler.connect(seed=3), seed=1)
+        sampler.initialize(agent, discount=0.9)
+        slots = []
+        for _ in range(6):
+            samples = sampler.obtain()
+            slots.append(tree_map(lambda leaf: leaf.numpy().copy(), samples))
+            sampler.release(samples)
+        trajectories = sampler.pop_trajectories()
+    finally:
+        sampler.close()
+    assert "replacing a worker" in caplog.text
+    observation = np.concatenate([slot.env.observation[:-1] for slot in slots])
+    valid = np.concatenate([slot.env.valid[:-1] for slot in slots])
+    first = np.concatenate([slot.env.first[:-1] for slot in slots])
+    ended = np.concatenate([(slot.env.terminated | slot.env.truncated)[:-1] for slot in slots])
+    for before, after in zip(slots, slots[1:]):  # row 0 is row T of the slot before, lost or not
+        np.testing.assert_array_equal(before.env.observation[-1], after.env.observation[0])
+        np.testing.assert_array_equal(before.env.first[-1], after.env.first[0])
+    lost = ~valid[1:] & ~ended[:-1]
+    assert lost[:, :2].sum() == 0 and (lost[:, 2:].sum(0) == 1).all()
+    assert (first[1:] == ~valid[:-1])[:-1].all(), "a reset row leads to a first row"
+    steps, identity = observation[..., 2], observation[..., 0]
+    follows = valid[:-1]
+    assert (steps[1:][follows] == steps[:-1][follows] + 1).all() and (
+        identity[1:][follows] == identity[:-1][follows]
+    ).all()
+    assert len(np.unique(identity[:, 2])) == 2, "the new environments have seeds of their own"
+    assert {game.length for game in trajectories} == {2}, "the games that were lost count for nothing"
+
+
+def test_a_worker_that_fails_again_at_once_ends_the_run():
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "raise_in_step", "at": 3}),
+        batch=BatchSpec(8, 4),
+        num_workers=2,
+        on_worker_failure="replace",
+    )
+    with pytest.raises(ChildError, match=r"(?s)lost again before it had filled a slot.*FailingEnv fails in step"):
+        sample(sampler)
+
+
+def test_replacing_needs_workers_that_act():
+    with pytest.raises(ValueError, match="on_worker_failure='replace' needs"):
+        ParallelSampler(
+            env=failing("die"), batch=BatchSpec(8, 4), on_worker_failure="replace", inference=InferenceServer()
+        )
