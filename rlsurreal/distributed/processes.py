@@ -22,18 +22,15 @@ import array
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import context
 from multiprocessing.connection import Connection
 from typing import Any
 
-import cloudpickle
+from rlsurreal.distributed.package import HEADER, Package
 
-HEADER = struct.Struct("!QI")  # bytes of payload, number of descriptors
 _MAX_DESCRIPTORS = 250  # Linux passes at most 253 with one message
 
 
@@ -158,7 +155,7 @@ class Launcher:
         """Run ``target(*args)`` in a new process; does not wait for it."""
         ours, theirs = socket.socketpair()
         with theirs:
-            package = _Package()
+            package = Package()
             package.duplicate_for_child(theirs.fileno())
             payload = package.dumps((name, target, args))
             if len(package.fds) > _MAX_DESCRIPTORS:
@@ -191,37 +188,3 @@ class Launcher:
         for child in self._children:
             child._status.close()
         self._children = []
-
-
-class _Package:
-    """Pickles what a child is started with.
-
-    Stands in for multiprocessing's ``Popen`` so that its descriptors travel too.
-    """
-
-    class DupFd:
-        """A descriptor in transit: a number in the list that is passed beside the payload."""
-
-        def __init__(self, position: int) -> None:
-            self.position = position
-
-        def detach(self) -> int:
-            from rlsurreal.distributed import zygote
-
-            return os.dup(zygote.received_fds[self.position])
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-
-    def duplicate_for_child(self, fd: int) -> int:
-        self.fds.append(fd)
-        return len(self.fds) - 1
-
-    def dumps(self, value: Any) -> bytes:
-        popen: Any = self
-        context.set_spawning_popen(popen)
-        try:
-            payload: bytes = cloudpickle.dumps(value)
-            return payload
-        finally:
-            context.set_spawning_popen(None)

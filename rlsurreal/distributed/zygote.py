@@ -24,9 +24,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from rlsurreal.distributed.processes import HEADER
+from rlsurreal.distributed.package import HEADER, received_fds
 
-received_fds: list[int] = []  # in a child: the descriptors that came with its payload
 status: Connection | None = None  # in a child: the channel to the master
 
 
@@ -112,8 +111,8 @@ def _reap(channels: dict[int, Connection]) -> None:
 
 def _run(payload: bytearray, fds: list[int], zygote_pid: int) -> NoReturn:
     """The child: run the target, report its failure, and leave without the zygote's exit handlers."""
-    global received_fds, status
-    received_fds, status = fds, Connection(fds[0])
+    global status
+    received_fds[:], status = fds, Connection(fds[0])
     exit_code = 1
     try:
         _die_with(zygote_pid)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlsurreal.distributed.processes import Child, ChildError, Launcher
 from rlsurreal.distributed.signals import Signal, Waiter
-from rlsurreal.samplers.worker import COLLECT, STOP, WorkerPlan, run_worker
+from rlsurreal.samplers.plans import COLLECT, STOP, WorkerPlan
+from rlsurreal.samplers.worker import run_worker
 
 if TYPE_CHECKING:
     from rlsurreal.samplers.server import ServerPlan

@@ -6,7 +6,7 @@ import torch
 
 from rlsurreal.samplers.actor import Actor
 from rlsurreal.samplers.collector import Collector
-from rlsurreal.samplers.worker import StationPlan, WorkerPlan
+from rlsurreal.samplers.plans import StationPlan, WorkerPlan
 
 
 def fill_slot(collector: Collector, actor: Actor, slot: int) -> None:

@@ -23,10 +23,7 @@ from rlsurreal.distributed.signals import Signal
 from rlsurreal.samplers.actor import agent_example
 from rlsurreal.samplers.base import SamplerSettings, SlotBoard, check_spaces_agree, play_episodes, replica
 from rlsurreal.samplers.crew import Crew, Member
-from rlsurreal.samplers.server import InferenceServer, Server, ServerPlan, make_server, run_server
-from rlsurreal.samplers.slots import allocate_slots
-from rlsurreal.samplers.trajectories import TrajectoryTracker
-from rlsurreal.samplers.worker import (
+from rlsurreal.samplers.plans import (
     COLLECT,
     EVALUATE_AFRESH,
     EVALUATE_ON,
@@ -35,9 +32,11 @@ from rlsurreal.samplers.worker import (
     StationPlan,
     Unit,
     WorkerPlan,
-    describe_env,
-    run_worker,
 )
+from rlsurreal.samplers.server import InferenceServer, Server, ServerPlan, make_server, run_server
+from rlsurreal.samplers.slots import allocate_slots
+from rlsurreal.samplers.trajectories import TrajectoryTracker
+from rlsurreal.samplers.worker import describe_env, run_worker
 from rlsurreal.structs import Agent, EnvSamples, Samples, Spaces, TrajInfo
 from rlsurreal.utils.affinity import Affinity, make_affinity
 from rlsurreal.utils.seeding import derive_seed

@@ -33,7 +33,7 @@ from rlsurreal.distributed.shared_arrays import SharedFile
 from rlsurreal.distributed.signals import Signal, Waiter
 from rlsurreal.distributed.zygote import send_to_master
 from rlsurreal.samplers.actor import Actor
-from rlsurreal.samplers.worker import COLLECT, STOP, Control, StationPlan, Unit
+from rlsurreal.samplers.plans import COLLECT, STOP, Control, StationPlan, Unit
 from rlsurreal.structs import Agent, Spaces
 from rlsurreal.utils.affinity import pin
 

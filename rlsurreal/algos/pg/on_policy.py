@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -131,7 +132,7 @@ class OnPolicy:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""
         return {
-            "optimizer": self._gradient_step.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self._gradient_step.optimizer.state_dict()),  # the optimizer's is no copy
             "generator": self._generator.get_state(),
             "num_updates": self.num_updates,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),

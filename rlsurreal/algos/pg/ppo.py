@@ -18,6 +18,7 @@ from rlsurreal.ops.losses import masked_mean, masked_normalize, ppo_clip_loss, v
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, tree_map
 from rlsurreal.utils.schedules import Schedule, as_schedule
+from rlsurreal.utils.torch_tree import where_first
 
 METRICS = ("loss/policy", "loss/value", "loss/entropy", "policy/kl", "policy/clip_fraction", "update/grad_norm")
 
@@ -153,7 +154,9 @@ def ppo_loss(agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients,
     policy = ppo_clip_loss(log_prob, data.old_log_prob, advantage, valid, clip_range=clip_range)
     policy_loss, kl = policy.loss, policy.approx_kl
     if not is_clip:
-        kl = masked_mean(distribution.kl(data.old_params, params), valid)
+        # Masking the result alone would let a NaN of an invalid row into the gradient, as 0 * NaN.
+        old_params = where_first(~valid, tree_map(Tensor.detach, params), data.old_params)
+        kl = masked_mean(distribution.kl(old_params, params), valid)
         excess = (kl - _KL_BAND[1] * ppo.kl_target).clamp(min=0)
         policy_loss = policy_loss + coefficients.kl_coeff * kl + ppo.kl_hinge_coeff * excess.square()
     critic = value_loss(value, data.target, valid, old_value=data.old_value, clip_range=ppo.value_clip_range)
