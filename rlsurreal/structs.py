@@ -286,8 +286,11 @@ class Sampler(Protocol):
     def evaluate(self) -> list[TrajInfo]:
         """Play a fixed number of episodes in each evaluation environment, without touching the sampling state."""
 
-    def get_state(self) -> dict[str, Any]:
-        """What can be saved of the sampling state."""
+    def wait_shares(self) -> dict[str, float]:
+        """The parts of the time since the last call that its processes spent waiting, by kind of process."""
+
+    def get_state(self, *, exact: bool = True) -> dict[str, Any]:
+        """What can be saved of the sampling state; without ``exact`` only what a resumed run must not repeat."""
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """Continue from `get_state`; False where environments begin new episodes instead."""

@@ -10,6 +10,7 @@ from typing import Any
 import cloudpickle
 
 HEADER = struct.Struct("!QI")  # bytes of payload, number of descriptors
+MAX_DESCRIPTORS = 250  # in one message; Linux passes at most 253
 received_fds: list[int] = []  # in a child: the descriptors that came with its payload
 
 

@@ -43,9 +43,10 @@ class SharedParameters:
         self._header = allocate(_Header(np.int64(0), np.zeros(2, np.int64), np.full(2, -1, np.int64)), ())
         self._memory = allocate(np.uint8(0), (2, max(size, 1)))
         self._views: list[list[torch.Tensor]] | None = None
+        self._taken = (-1, 0)  # by a reader: buffer and number of writes to it, which name a publication
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_views": None}
+        return {**self.__dict__, "_views": None, "_taken": (-1, 0)}
 
     def _buffers(self) -> list[list[torch.Tensor]]:
         if self._views is None:
@@ -68,19 +69,19 @@ class SharedParameters:
         header.current[...] = target
 
     @torch.no_grad()
-    def pull(self, tensors: Mapping[str, torch.Tensor], newer_than: int) -> int:
-        """Copy the published parameters into ``tensors`` unless they are of version ``newer_than``; their version."""
+    def pull(self, tensors: Mapping[str, torch.Tensor]) -> int:
+        """Copy the published parameters into ``tensors``, unless that has been done already; their version."""
         views = self._buffers()
         header = plain(self._header)
         while True:
             source = int(header.current)
             before = int(header.writes[source])
             version = int(header.version[source])
-            if version == newer_than:
-                return version
             if before % 2 == 0:
-                torch._foreach_copy_(self._ordered(tensors), views[source])
+                if self._taken != (source, before):
+                    torch._foreach_copy_(self._ordered(tensors), views[source])
                 if int(header.writes[source]) == before:
+                    self._taken = (source, before)
                     return version
 
     def _ordered(self, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

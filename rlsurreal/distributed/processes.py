@@ -29,9 +29,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rlsurreal.distributed.package import HEADER, Package
-
-_MAX_DESCRIPTORS = 250  # Linux passes at most 253 with one message
+from rlsurreal.distributed.package import HEADER, MAX_DESCRIPTORS, Package
 
 
 class ChildError(RuntimeError):
@@ -73,13 +71,14 @@ class Child:
         try:
             kind, content = self._status.recv()
         except (EOFError, ConnectionError):
-            kind, content = "exit", None  # even the zygote is gone
+            kind, content = "exit", -signal.SIGKILL
+            self._failure = self._failure or "The process that starts workers has ended; what it said is above."
         if kind == "started":
             self.pid = content
         elif kind == "error":
             self._failure = content
         elif kind == "exit":
-            self.exit_code = -signal.SIGKILL if content is None else content
+            self.exit_code = content
         return kind, content
 
     @property
@@ -114,6 +113,10 @@ class Child:
             self.join(5.0)  # a traceback is followed by the end
         self.raise_if_dead()
 
+    def close(self) -> None:
+        """Close the channel."""
+        self._status.close()
+
     def kill(self) -> None:
         """SIGKILL, if it is still there."""
         if self.alive and self.pid is not None:
@@ -135,8 +138,9 @@ class Launcher:
     def __init__(self, preload: Sequence[str] = ()) -> None:
         """``preload``: modules to import once, before any child starts; they must not start threads or open devices."""
         ours, theirs = socket.socketpair()
+        places = [str(path) for path in sys.path]
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from rlsurreal.distributed.zygote import main; "
+            f"import sys; sys.path[:] = {places!r}; from rlsurreal.distributed.zygote import main; "
             f"main({theirs.fileno()}, {tuple(preload)!r})"
         )
         # One thread: what the numerical libraries read when they are loaded, and threads do not survive a fork.
@@ -158,15 +162,11 @@ class Launcher:
             package = Package()
             package.duplicate_for_child(theirs.fileno())
             payload = package.dumps((name, target, args))
-            if len(package.fds) > _MAX_DESCRIPTORS:
-                raise RuntimeError(
-                    f"{name}: {len(package.fds)} descriptors are too many to pass; allocate fewer structures"
-                )
             try:
-                self._socket.sendmsg(
-                    [HEADER.pack(len(payload), len(package.fds))],
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", package.fds))],
-                )
+                self._socket.sendall(HEADER.pack(len(payload), len(package.fds)))
+                for i in range(0, len(package.fds), MAX_DESCRIPTORS):
+                    part = array.array("i", package.fds[i : i + MAX_DESCRIPTORS])
+                    self._socket.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, part)])
                 self._socket.sendall(payload)
             except (BrokenPipeError, ConnectionResetError):
                 raise ChildError(
@@ -177,6 +177,11 @@ class Launcher:
         self._children.append(child)
         return child
 
+    def forget(self, child: Child) -> None:
+        """Close the channel of a child that has ended."""
+        self._children.remove(child)
+        child.close()
+
     def close(self) -> None:
         """Kill what is left and wait until all is gone.  May be called twice."""
         self._socket.close()  # the zygote kills its children and ends
@@ -186,5 +191,5 @@ class Launcher:
             self._zygote.kill()
             self._zygote.wait()
         for child in self._children:
-            child._status.close()
+            child.close()
         self._children = []

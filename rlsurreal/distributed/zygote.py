@@ -20,12 +20,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from rlsurreal.distributed.package import HEADER, received_fds
+from rlsurreal.distributed.package import HEADER, MAX_DESCRIPTORS, received_fds
 
+at_end: list[Callable[[], None]] = []  # in a child: what to call before it ends, well or badly
 status: Connection | None = None  # in a child: the channel to the master
 
 
@@ -35,7 +36,7 @@ def main(socket_fd: int, preload: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     for module in preload:
         # Preloading only saves time; a child that needs the module reports what is wrong.
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(module)
     master = socket.socket(fileno=socket_fd)
     wake_reader, wake_writer = os.pipe()
@@ -62,21 +63,21 @@ def main(socket_fd: int, preload: Sequence[str]) -> None:
 
 def _serve(master: socket.socket, wake_reader: int, wake_writer: int, channels: dict[int, Connection]) -> bool:
     """Read one request and fork; False when the master is gone."""
-    ancillary_size = socket.CMSG_SPACE(256 * array.array("i").itemsize)
-    header, ancillary, _, _ = master.recvmsg(HEADER.size, ancillary_size)
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content)
-    if len(header) < HEADER.size:
+    header = _receive(master, HEADER.size)
+    if header is None:
         return False
-    size, _ = HEADER.unpack(header)
-    payload = bytearray()
-    while len(payload) < size:
-        part = master.recv(min(size - len(payload), 1 << 20))
-        if not part:
+    size, num_fds = HEADER.unpack(header)
+    fds = array.array("i")
+    while len(fds) < num_fds:
+        mark, ancillary, _, _ = master.recvmsg(1, socket.CMSG_SPACE(MAX_DESCRIPTORS * fds.itemsize))
+        if not mark:
             return False
-        payload += part
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(content)
+    payload = _receive(master, size)
+    if payload is None:
+        return False
     gc.collect()
     gc.freeze()  # the collector must not write into pages that are shared with the children
     zygote_pid = os.getpid()
@@ -96,13 +97,26 @@ def _serve(master: socket.socket, wake_reader: int, wake_writer: int, channels: 
     return True
 
 
+def _receive(master: socket.socket, size: int) -> bytearray | None:
+    """So many bytes; None when the master is gone."""
+    received = bytearray()
+    while len(received) < size:
+        part = master.recv(min(size - len(received), 1 << 20))
+        if not part:
+            return None
+        received += part
+    return received
+
+
 def _reap(channels: dict[int, Connection]) -> None:
     """Tell the master how children ended."""
     while channels:
         pid, wait_status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        channel = channels.pop(pid)
+        channel = channels.pop(pid, None)
+        if channel is None:
+            continue  # a process that a preloaded module has started
         # Where the master has closed this channel, nobody asks.
         with contextlib.suppress(OSError):
             channel.send(("exit", os.waitstatus_to_exitcode(wait_status)))
@@ -129,6 +143,9 @@ def _run(payload: bytearray, fds: list[int], zygote_pid: int) -> NoReturn:
         except OSError:
             traceback.print_exc()  # the master is gone; the terminal may still be there
     finally:
+        for clean_up in reversed(at_end):  # after the error is sent, for any of these may hang
+            with contextlib.suppress(Exception):
+                clean_up()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -64,23 +64,32 @@ class Checkpoints:
             self._best = mean_return
             save_checkpoint(self._folder / BEST, self._state())
 
-    def close(self, counter: Counter) -> None:
+    def finish(self, counter: Counter) -> None:
         """Save where the run ended."""
         if counter.env_steps != self._saved_at:
             self._save(counter)
 
-    def _save(self, counter: Counter) -> None:
+    def rescue(self, counter: Counter) -> None:
+        """Save what was learned, without the environments: sampling has failed."""
+        if counter.iterations > 0 and counter.env_steps != self._saved_at:
+            self._save(counter, with_environments=False)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _save(self, counter: Counter, *, with_environments: bool = True) -> None:
         if self._policy.keep == "none":
             return
         self._saved_at = counter.env_steps
-        save_checkpoint(checkpoint_path(self._folder, counter.env_steps), self._state())
+        save_checkpoint(checkpoint_path(self._folder, counter.env_steps), self._state(with_environments))
         if self._policy.keep == "last":
             prune_checkpoints(self._folder, 1, self._policy.keep_every_steps)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, with_environments: bool = True) -> dict[str, Any]:
         state: dict[str, Any] = {"best": self._best, "saved_at": self._saved_at}
         for name, part in self.parts.items():
-            state[name] = part.state_dict() if hasattr(part, "state_dict") else part.get_state()
+            is_sampler = not hasattr(part, "state_dict")
+            state[name] = part.get_state(exact=with_environments) if is_sampler else part.state_dict()
         return state
 
     def restore(self, state: dict[str, Any]) -> bool:

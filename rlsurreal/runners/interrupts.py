@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class Interrupts:
@@ -28,6 +31,8 @@ class Interrupts:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        again = "; again to stop at once" if number == signal.SIGINT else ""
+        _log.warning("%s: saving and leaving after this iteration%s", self.received, again)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,12 +36,18 @@ class Observer(Protocol):
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """After each update, before the samples are released."""
 
-    def close(self, counter: Counter) -> None:
+    def finish(self, counter: Counter) -> None:
         """When the loop has ended, by itself or interrupted."""
+
+    def rescue(self, counter: Counter) -> None:
+        """When sampling has failed."""
+
+    def close(self) -> None:
+        """At the end, whatever it was."""
 
 
 class Observers:
-    """Several observers, in order."""
+    """Several observers, in order; closed as a context."""
 
     def __init__(self, observers: list[Observer]) -> None:
         self._observers = observers
@@ -50,13 +57,40 @@ class Observers:
         for observer in self._observers:
             observer.after_update(counter, samples, metrics)
 
-    def close(self, counter: Counter) -> None:
+    def finish(self, counter: Counter) -> None:
         """Tell all."""
         for observer in self._observers:
-            observer.close(counter)
+            observer.finish(counter)
+
+    def rescue(self, counter: Counter) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.rescue(counter)
+
+    def __enter__(self) -> Observers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for observer in self._observers:
+            observer.close()
 
 
-class MetricLog:
+class _Watching:
+    """What most observers have nothing to do for."""
+
+    def finish(self, counter: Counter) -> None:
+        """Nothing is left to do."""
+
+    def rescue(self, counter: Counter) -> None:
+        """Nothing can be saved."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class MetricLog(_Watching):
     """Writes a row of metrics at every log interval; stops the run when a metric is not finite."""
 
     def __init__(
@@ -67,17 +101,16 @@ class MetricLog:
         self._interval_steps, self._timer = interval_steps, timer
         self._logged_at = 0
         self._pending: dict[str, float] = {}
-        self._rate_from: tuple[int, float] | None = None
+        self._rate_from: tuple[int, float] = (0, 0.0)  # steps and seconds at the last row
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Take in the games that ended, and log if it is time."""
         ended = self._sampler.pop_trajectories()
         counter.trajectories += len(ended)
         self.recent.extend(ended)
-        self._latest = (samples, metrics)
         if self._agent.device.type == "cpu":
             self._check_finite(metrics, counter)  # on an accelerator this would wait for it: there at log time
-        if counter.env_steps // self._interval_steps > self._logged_at // self._interval_steps:
+        if is_due(counter, self._logged_at, self._interval_steps):
             self._write(counter, samples, metrics)
 
     def add(self, metrics: Mapping[str, float]) -> None:
@@ -89,7 +122,7 @@ class MetricLog:
         self._logged_at = counter.env_steps
         valid = samples.env.valid[:-1]
         lag = (self._agent.version - 1 - samples.policy_version[:-1][valid]).double()
-        steps, seconds = self._rate_from or (0, 0.0)
+        steps, seconds = self._rate_from
         row: dict[str, float] = {
             "iterations": counter.iterations,
             "trajectories": counter.trajectories,
@@ -99,6 +132,7 @@ class MetricLog:
         }
         self._rate_from = (counter.env_steps, counter.seconds)
         row |= {f"time/{phase}_share": share for phase, share in self._timer.shares().items()}
+        row |= {f"time/{kind}_wait_share": share for kind, share in self._sampler.wait_shares().items()}
         row |= trajectory_statistics(self.recent)
         row |= {name: float(value) for name, value in metrics.items()}
         row |= self._pending
@@ -115,19 +149,26 @@ class MetricLog:
                 f"environment steps); parameters not finite: {', '.join(spoilt) or 'none'}"
             )
 
-    def close(self, counter: Counter) -> None:
-        """Log what came after the last row, unless the run was interrupted: it will be resumed in the middle."""
-        if self._logged_at < counter.env_steps >= counter.total_env_steps and hasattr(self, "_latest"):
-            self._write(counter, *self._latest)
-
     def state_dict(self) -> dict[str, Any]:
         """Recent games, and when the last row was written."""
-        return {"recent": [list(vars(info).values()) for info in self.recent], "logged_at": self._logged_at}
+        return {
+            "recent": [list(vars(info).values()) for info in self.recent],
+            "logged_at": self._logged_at,
+            "rate_from": list(self._rate_from),
+            "pending": dict(self._pending),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.recent.extend(TrajInfo(*values) for values in state["recent"])
-        self._logged_at = state["logged_at"]
+        self._logged_at, self._pending = state["logged_at"], state["pending"]
+        self._rate_from = (state["rate_from"][0], state["rate_from"][1])
+
+
+def is_due(counter: Counter, last_at: int, interval_steps: int) -> bool:
+    """Whether a new interval has begun since ``last_at`` environment steps, or the budget is used."""
+    new_interval = counter.env_steps // interval_steps > last_at // interval_steps
+    return new_interval or counter.env_steps >= counter.total_env_steps
 
 
 def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "") -> dict[str, float]:
@@ -160,8 +201,8 @@ def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "") -> dict[s
     }
 
 
-class Evaluations:
-    """Evaluates at the start, at every interval and at the end."""
+class Evaluations(_Watching):
+    """Evaluates at every interval and at the end."""
 
     def __init__(self, sampler: Sampler, log: MetricLog, checkpoints: Checkpoints, interval_steps: int) -> None:
         self._sampler, self._log, self._checkpoints = sampler, log, checkpoints
@@ -170,7 +211,7 @@ class Evaluations:
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Evaluate if it is time."""
-        if counter.env_steps // self._interval_steps > self._evaluated_at // self._interval_steps:
+        if is_due(counter, self._evaluated_at, self._interval_steps):
             self._evaluate(counter)
 
     def _evaluate(self, counter: Counter) -> None:
@@ -178,9 +219,6 @@ class Evaluations:
         games = self._sampler.evaluate()
         self._log.add(trajectory_statistics(games, "eval/"))
         self._checkpoints.after_evaluation(counter, float(np.mean([game.total_reward for game in games])))
-
-    def close(self, counter: Counter) -> None:
-        """Nothing is open."""
 
     def state_dict(self) -> dict[str, Any]:
         """When the last evaluation was."""
@@ -191,7 +229,7 @@ class Evaluations:
         self._evaluated_at = state["evaluated_at"]
 
 
-class Progress:
+class Progress(_Watching):
     """The progress bar, with the recent mean return."""
 
     def __init__(self, counter: Counter, log: MetricLog) -> None:
@@ -204,6 +242,6 @@ class Progress:
         note = f"return {np.mean([g.total_reward for g in games]):.1f}" if games else ""
         self._bar.update(counter.env_steps, note)
 
-    def close(self, counter: Counter) -> None:
+    def close(self) -> None:
         """Leave the terminal as it should be."""
         self._bar.close()

@@ -85,8 +85,9 @@ class Trainer:
                 self._initialize()
                 timer = PhaseTimer()
                 observers = self._observers(folder, counter, logger, timer, saved)
-                self._loop(counter, observers, interrupts, timer)
-                observers.close(counter)
+                with observers:
+                    self._loop(counter, observers, interrupts, timer)
+                    observers.finish(counter)
             finally:
                 self.sampler.close()
             if interrupts.received:
@@ -104,8 +105,12 @@ class Trainer:
         started = time.perf_counter() - counter.seconds
         while counter.env_steps < counter.total_env_steps and not interrupts.received:
             progress = counter.progress
-            with timer("sample"):
-                samples = self.sampler.obtain()
+            try:
+                with timer("sample"):
+                    samples = self.sampler.obtain()
+            except BaseException:
+                observers.rescue(counter)  # agent and algorithm are as the last update left them
+                raise
             num_steps = len(samples.env.reward) - 1
             counter.env_steps += int(samples.env.valid[:num_steps].sum())
             with timer("update"):
@@ -148,8 +153,12 @@ class Trainer:
 
     def _describe(self, folder: Path, resumed: bool) -> None:
         """Write the whole configuration and where it runs."""
-        if not resumed:
-            with atomic_write(folder / "config.json", "w") as file:
-                json.dump(config.to_tree(self, strict=False), file, indent=1)
+        path, tree = folder / "config.json", config.to_tree(self, strict=False)
+        before = json.loads(path.read_text()) if resumed and path.exists() else tree
+        if before != tree:  # the settings that a run was begun with stay beside those that it goes on with
+            numbers = [int(old.stem.rpartition("_")[2]) for old in folder.glob("config_*.json")]
+            path.rename(folder / f"config_{max(numbers, default=-1) + 1}.json")
+        with atomic_write(path, "w") as file:
+            json.dump(tree, file, indent=1)
         with atomic_write(folder / ("environment_resumed.json" if resumed else "environment.json"), "w") as file:
             json.dump(describe_environment(), file, indent=1)

@@ -50,15 +50,18 @@ class AsyncSampler(SerialSampler):
 
     def connect(self, *, seed: int) -> Spaces:
         """Build the engine."""
-        self._seed = seed
-        make: Any = self.env
-        self._env = make.make_async(self.batch.num_envs, self.batch.first_env, seed, batch_size=self.num_ready)
+        self._seed, self._generation = seed, 0
+        self._env = self._make_env(seed)
         self._eval = None
         return self._env.spaces
 
-    def _make_station(self) -> Any:
+    def _make_env(self, seed: int) -> Any:
+        spec: Any = self.env
+        return spec.make_async(self.batch.num_envs, self.batch.first_env, seed, batch_size=self.num_ready)
+
+    def _make_station(self, seed: int) -> Any:
         engine: Any = self._env
-        return AsyncStation(engine, self._agent, self.batch, seed=self._seed, state_interval=self.state_interval)
+        return AsyncStation(engine, self._agent, self.batch, seed=seed, state_interval=self.state_interval)
 
 
 class AsyncStation:
@@ -154,8 +157,8 @@ class AsyncStation:
             tree_map(shift, previous, own)
 
     def get_state(self) -> dict[str, Any]:
-        """Only the random streams' position: steps under way cannot be saved."""
-        return {"num_rows": int(self._row.max()) + 1}
+        """Nothing: steps under way cannot be saved."""
+        return {}
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """False: environments begin new episodes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from rlsurreal.samplers.trajectories import TrajectoryTracker
 from rlsurreal.structs import BatchSpec, EnvSamples, EnvSpec, Samples, Spaces, TrajInfo
 from rlsurreal.utils.namedarraytuple import tree_map
 from rlsurreal.utils.torch_tree import to_torch
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -23,9 +26,10 @@ class EvalSpec:
     env: EnvSpec | None = None  # None: like the training environments
     deterministic: bool = True  # the most likely action instead of a random one
     num_steps: int = 100  # rows between checks for the end
+    max_episode_steps: int = 100_000  # a longer game is given up, and counts with what it came to
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "episodes_per_env", "num_steps"):
+        for name in ("num_envs", "episodes_per_env", "num_steps", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EvalSpec.{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -70,13 +74,19 @@ class SlotBoard:
         self.states = ["FREE"] * num_slots
         self.numpy: list[Samples] = [tree_map(np.asarray, slots[s]) for s in range(num_slots)]
         self._torch: list[Samples] = [to_torch(slot) for slot in self.numpy]
-        self._next = 0
 
     def advance(self, slot: int, to: str) -> None:
-        """Move a slot on to state ``to``."""
+        """Move a slot on to state ``to``; RuntimeError if it is not where it should be."""
+        if self.states[slot] == "LEASED" and to != "FREE":
+            raise RuntimeError("the samples of an earlier obtain() are still in use; release() them first")
         expected = self.ORDER[self.ORDER.index(to) - 1]
         assert self.states[slot] == expected, f"slot {slot} is {self.states[slot]}, it cannot become {to}"
         self.states[slot] = to
+
+    def check_all_free(self) -> None:
+        """RuntimeError if a slot is in use."""
+        if "LEASED" in self.states:
+            raise RuntimeError("the samples of an earlier obtain() are still in use; release() them first")
 
     def lease(self, slot: int) -> Samples:
         """Hand out a READY slot."""
@@ -93,9 +103,9 @@ class SlotBoard:
 
 
 def play_episodes(
-    fill: Callable[[], EnvSamples], on_hold: np.ndarray, can_skip: bool, episodes_per_env: int, discount: float
+    spec: EvalSpec, fill: Callable[[], EnvSamples], on_hold: np.ndarray, can_skip: bool, discount: float
 ) -> list[TrajInfo]:
-    """Run evaluation slots with ``fill`` until each environment has played its episodes; extra ones are not counted.
+    """Run evaluation slots with ``fill`` until each environment has played its games; extra ones are not counted.
 
     ``on_hold`` is set for environments that have finished, so that they need not be stepped (if the engine
     ``can_skip``).
@@ -104,14 +114,27 @@ def play_episodes(
     tracker = TrajectoryTracker(len(on_hold), 0, discount)
     played: list[TrajInfo] = []
     counts = np.zeros(len(on_hold), dtype=np.int64)
-    while counts.min() < episodes_per_env:
-        for info in tracker.update(fill()):
+    while counts.min() < spec.episodes_per_env:
+        ended = tracker.update(fill())
+        cut = tracker.cut_long_games(spec.max_episode_steps)
+        for info in ended + cut:
             counts[info.env] += 1
-            if counts[info.env] <= episodes_per_env:
+            if counts[info.env] <= spec.episodes_per_env:
                 played.append(info)
+        if cut:
+            _log.warning("gave up %d evaluation games after %d steps", len(cut), spec.max_episode_steps)
         if can_skip:
-            on_hold[:] = counts >= episodes_per_env
+            on_hold[:] = counts >= spec.episodes_per_env
     return played
+
+
+def check_engine_can_wait(settings: SamplerSettings, can_skip: bool) -> None:
+    """ValueError if environments that go on by themselves are asked to wait."""
+    if not can_skip and (not settings.mid_batch_reset or settings.max_decorrelation_steps):
+        raise ValueError(
+            f"{type(settings.env).__name__} steps all its environments together: it needs mid_batch_reset=True and "
+            "max_decorrelation_steps=0"
+        )
 
 
 def check_spaces_agree(train: Spaces, evaluation: Spaces) -> None:
@@ -127,5 +150,8 @@ def check_spaces_agree(train: Spaces, evaluation: Spaces) -> None:
 
 def replica(agent: object) -> object:
     """A copy of an agent's settings, without what it built: what travels to other processes."""
-    assert dataclasses.is_dataclass(agent) and not isinstance(agent, type)
+    if not dataclasses.is_dataclass(agent) or isinstance(agent, type):
+        raise ValueError(
+            f"the agent is a {type(agent).__name__}; agents are dataclasses, so that copies can be made of them"
+        )
     return dataclasses.replace(agent)

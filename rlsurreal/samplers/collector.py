@@ -46,6 +46,9 @@ class Collector:
         observation = env_samples.observation[row]
         self.env.reset(observation)
         env_samples.first[row] = True
+        if env_samples.prev_reward is not None:
+            env_samples.prev_reward[row] = 0
+            tree_map(lambda array: array[row].fill(0), self.views.slots[-1].agent.prev_action)
         if max_decorrelation_steps > 0:
             self._decorrelate(observation, max_decorrelation_steps, seed, first_env)
         self._previous = self.views.num_slots - 1

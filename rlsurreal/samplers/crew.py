@@ -7,6 +7,7 @@ Watch.wait   nothing (callers take)   any of some signals, and        a post; a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlsurreal.distributed.processes import Child, ChildError, Launcher
-from rlsurreal.distributed.signals import Signal, Waiter
+from rlsurreal.distributed.signals import Group, Signal, Waiter
 from rlsurreal.samplers.plans import COLLECT, STOP, WorkerPlan
 from rlsurreal.samplers.worker import run_worker
 
@@ -49,32 +50,35 @@ class Crew:
         """``replace``: makes the plan for a worker that takes a lost one's place; None: a lost worker ends the run."""
         self._launcher, self._step_timeout_s, self._replace = launcher, step_timeout_s, replace
         self.members: list[Member] = []
+        self._group = Group() if Group.supported else None
 
     def add(self, name: str, target: Callable[..., None], plan: WorkerPlan | ServerPlan) -> None:
         """Start a process."""
         child = self._launcher.start(name, target, plan)
         self.members.append(Member(child, plan))
+        if self._group is not None:
+            self._group.add(child)
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Wait for the message that each process sends when it is set up; ChildError if one fails."""
-        pending = {id(member.child): member.child for member in self.members}
+        pending = {id(member.child): member for member in self.members}
         start, told = time.monotonic(), False
-        waiter = Waiter(pending.values())
+        waiter = Waiter(member.child for member in self.members)
         while pending:
             for child in waiter.wait(_LOOK_EVERY_S):
-                if id(child) in pending:
-                    try:
-                        child.receive(0)
-                    except TimeoutError:
-                        continue  # it has only said that it started
-                    waiter.remove(child)
+                if id(child) not in pending:
+                    child.check()
+                    continue
+                with contextlib.suppress(TimeoutError):  # it has only said that it started
+                    child.receive(0)
                     del pending[id(child)]
             waited = time.monotonic() - start
+            where = "; ".join(self._where(member) for member in pending.values())
             if waited > timeout_s:
-                names = ", ".join(child.name for child in pending.values())
-                raise TimeoutError(f"{names} took more than {timeout_s:g} s to build their environments")
+                stack = self._stack_of(next(iter(pending.values())))
+                raise TimeoutError(f"not set up after {timeout_s:g} s: {where}; the first of them is at\n{stack}")
             if waited > _SAY_SO_AFTER_S and not told:
-                _log.warning("waiting for environments to be built by %s", ", ".join(c.name for c in pending.values()))
+                _log.warning("waiting for processes to be set up: %s", where)
                 told = True
 
     def order(self, command: int) -> None:
@@ -114,21 +118,37 @@ class Crew:
             member.num_slots_done += 1
         member.num_slots_done_when_replaced = member.num_slots_done
         member.plan = replace(member)
+        self._launcher.forget(member.child)
         member.child = self._launcher.start(member.child.name, run_worker, member.plan)
+        if self._group is not None:
+            self._group.add(member.child)
         for _ in range(member.num_slots_ordered - member.num_slots_done):
             member.plan.go.post()
 
+    def revive(self) -> None:
+        """Replace workers that were lost while they had nothing to do, or raise."""
+        for member in self.members:
+            try:
+                member.child.check()
+            except ChildError as error:
+                if self._replace is None:
+                    raise
+                self._replace_or_raise(error, self._replace)
+
     def watch(self, signals: Sequence[Signal]) -> Watch:
-        """Wait for ``signals`` with an eye on all processes that are there now."""
+        """Wait for ``signals`` with an eye on all processes."""
         return Watch(self, signals)
 
+    def sources(self) -> list[Any]:
+        """What to wait for beside signals: something is ready there when a process has failed."""
+        return [member.child for member in self.members] if self._group is None else [self._group]
+
     def check(self, ready: list[Any]) -> list[Signal]:
-        """The signals among ``ready``; raises ChildError if a child is there too, because it has failed."""
+        """The signals among ``ready``; raises ChildError if anything else is there, because a process has failed."""
         signals = [source for source in ready if isinstance(source, Signal)]
         if len(signals) < len(ready):
-            for source in ready:
-                if isinstance(source, Child):
-                    source.check()
+            for member in self.members:
+                member.child.check()
         return signals
 
     def wait_long(self, waiter: Waiter) -> list[Signal]:
@@ -147,40 +167,46 @@ class Crew:
                 raise TimeoutError(self._who_hangs())
             if now - start > _SAY_SO_AFTER_S and not told:
                 told = True
-                _log.warning("waiting for %s", self._where(self._slowest()))
+                _log.warning("waiting for %s", self._where(self._to_blame()))
 
     def _progress(self) -> list[int]:
-        return [int(member.plan.control.rows_done) for member in self.members]
+        controls = [member.plan.control for member in self.members]
+        return [int(number) for control in controls for number in (control.rows_done, control.environment)]
 
-    def _slowest(self) -> Member:
+    def _to_blame(self) -> Member:
+        """Whoever keeps the others waiting: the slowest worker that is in an environment, or else a server."""
         workers = [member for member in self.members if isinstance(member.plan, WorkerPlan)]
-        return min(workers, key=lambda member: int(member.plan.control.rows_done))
+        others = [member for member in self.members if not isinstance(member.plan, WorkerPlan)]
+        stepping = [member for member in workers if int(member.plan.control.environment) >= 0]
+        return min(stepping or others or workers, key=lambda member: int(member.plan.control.rows_done))
 
     def _where(self, member: Member) -> str:
         environment, num_rows = int(member.plan.control.environment), int(member.plan.control.rows_done)
-        return f"{member.child.name} (pid {member.child.pid}), in environment {environment} after {num_rows} rows"
+        what = f"in environment {environment}" if environment >= 0 else "in no environment"
+        return f"{member.child.name} (pid {member.child.pid}), {what}, after {num_rows} rows"
 
     def _who_hangs(self) -> str:
-        member = self._slowest()
+        member = self._to_blame()
         return (
-            f"no step for {self._step_timeout_s:g} s: the slowest is {self._where(member)}; it is at\n"
-            f"{self._stack_of(member)}\nIf its steps or resets may take so long, set the sampler's step_timeout_s"
+            f"no step for {self._step_timeout_s:g} s, because of {self._where(member)}; it is at\n"
+            f"{self._stack_of(member)}\nIf steps or resets may take so long, set the sampler's step_timeout_s"
         )
 
     def _stack_of(self, member: Member) -> str:
-        """Where a worker is now, even inside a C function: its faulthandler writes that when it gets the signal."""
+        """Where a process is now, even inside a C function: its faulthandler writes that when it gets the signal."""
         if member.child.pid is None:
             return "(unknown)"
         os.kill(member.child.pid, signal.SIGUSR1)
         time.sleep(0.2)
         return member.plan.stack.read() or "(unknown)"
 
-    def stop(self) -> None:
-        """Ask all to leave, wait a little, and kill the rest.  May be called twice."""
-        self.order(STOP)
-        deadline = time.monotonic() + 5.0
-        for member in self.members:
-            member.child.join(max(0.0, deadline - time.monotonic()))
+    def stop(self, *, gracefully: bool) -> None:
+        """Ask all to leave, wait a little, and kill the rest; or kill all at once.  May be called twice."""
+        if gracefully:
+            self.order(STOP)
+            deadline = time.monotonic() + 5.0
+            for member in self.members:
+                member.child.join(max(0.0, deadline - time.monotonic()))
         self._launcher.close()
         self.members = []
 
@@ -190,7 +216,7 @@ class Watch:
 
     def __init__(self, crew: Crew, signals: Sequence[Signal]) -> None:
         self._crew = crew
-        self._waiter = Waiter([*signals, *(member.child for member in crew.members)])
+        self._waiter = Waiter([*signals, *crew.sources()])
 
     def remove(self, signal: Signal) -> None:
         """No longer wait for this one."""

@@ -26,7 +26,7 @@ class LocalFill:
     def __init__(self, plan: StationPlan, worker: WorkerPlan, collectors: list[Collector]) -> None:
         self._agent = worker.agent
         if not hasattr(self._agent, "spaces"):
-            torch.set_num_threads(1)
+            torch.set_num_threads(worker.num_threads)
             self._agent.initialize(worker.spaces, seed=0)
             self._agent.follow(worker.link)
         self._collectors = collectors

@@ -11,7 +11,10 @@ the number of slots bounds how old the parameters behind a sample can be.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,13 +24,21 @@ from rlsurreal.distributed.processes import Launcher
 from rlsurreal.distributed.shared_arrays import SharedFile, allocate
 from rlsurreal.distributed.signals import Signal
 from rlsurreal.samplers.actor import agent_example
-from rlsurreal.samplers.base import SamplerSettings, SlotBoard, check_spaces_agree, play_episodes, replica
+from rlsurreal.samplers.base import (
+    SamplerSettings,
+    SlotBoard,
+    check_engine_can_wait,
+    check_spaces_agree,
+    play_episodes,
+    replica,
+)
 from rlsurreal.samplers.crew import Crew, Member
 from rlsurreal.samplers.plans import (
     COLLECT,
     EVALUATE_AFRESH,
     EVALUATE_ON,
     Control,
+    Layout,
     Lost,
     StationPlan,
     Unit,
@@ -67,69 +78,87 @@ class ParallelSampler(SamplerSettings):
             raise ValueError(f"on_worker_failure is {self.on_worker_failure!r}; choose 'stop' or 'replace'")
         if self.on_worker_failure == "replace" and self.inference is not None:
             raise ValueError("on_worker_failure='replace' needs workers that act for themselves: inference=None")
-        if self.step_timeout_s <= 0:
-            raise ValueError(f"step_timeout_s is {self.step_timeout_s}; it must be positive")
+        for name in ("step_timeout_s", "startup_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
 
     # ------------------------------------------------------------ start
 
     def connect(self, *, seed: int) -> Spaces:
         """Start the zygote and ask a short-lived child what the environments are like."""
-        self._seed = seed
+        self._seed, self._generation = seed, 0
+        self._crew: Crew | None = None
+        self._broken = False
         preload = _WORKER_MODULES + self.env.preload_modules() + self.eval_env.preload_modules()
         self._launcher = Launcher(preload if self.inference else preload + _ACTING_MODULES)
         probe = self._launcher.start("probe of the environment", describe_env, self.env, self.eval_env, seed)
         train, evaluation = probe.receive(self.startup_timeout_s)
         spaces: Spaces
-        spaces, self._info_example, self._can_skip = train
+        spaces, self._info_example, can_skip = train
+        check_engine_can_wait(self, can_skip)
         eval_spaces, self._eval_info_example, self._eval_can_skip = evaluation
         check_spaces_agree(spaces, eval_spaces)
         return spaces
 
     def initialize(self, agent: Agent, *, discount: float) -> None:
-        """Allocate the slots and start workers and servers."""
+        """Allocate the slots.  Processes are started when samples are first asked for."""
         self._agent, self._discount = agent, discount
         num_groups = self.inference.num_groups if self.inference else 1
-        affinity = self.affinity or make_affinity(self.num_workers)
-        num_workers = min(self.num_workers or affinity.num_workers, max(1, self.batch.num_envs // num_groups))
+        self._affinity = self.affinity or make_affinity(self.num_workers)
+        num_workers = min(self.num_workers or self._affinity.num_workers, max(1, self.batch.num_envs // num_groups))
         num_servers = max(1, len(self.inference.devices)) if self.inference else 0
         if num_servers > num_workers:
             raise ValueError(
                 f"inference.devices names {num_servers} devices for {num_workers} workers; each server needs a worker"
             )
-        self._layout = _Layout(self.batch.num_envs, num_workers, num_groups, max(1, num_servers))
-        self._eval_layout = _Layout(self.evaluation.num_envs, num_workers, 1, max(1, num_servers))
+        self._layout = Layout(self.batch.num_envs, num_workers, num_groups, max(1, num_servers))
+        self._eval_layout = Layout(self.evaluation.num_envs, num_workers, 1, max(1, num_servers))
         self._allocate(agent)
-        replace = self._replacement if self.on_worker_failure == "replace" else None
-        self._crew = Crew(self._launcher, self.step_timeout_s, replace)
-        in_master = self.inference is not None and self.num_slots == 1 and num_servers == 1
-        link = None if in_master else agent.share()
-        for w in range(num_workers):
-            cpus = affinity.worker_cpus[w % len(affinity.worker_cpus)]
-            self._crew.add(
-                self._worker_name(w),
-                run_worker,
-                WorkerPlan(
-                    train=self._train_plan(self._layout.units_of_worker(w), self._worker_view(self._slots)),
-                    evaluate=self._eval_plan(self._eval_layout.units_of_worker(w), self._worker_view(self._eval_slots)),
-                    spaces=agent.spaces,
-                    cpus=cpus,
-                    agent=None if self.inference else replica(agent),
-                    link=None if self.inference else link,
-                    **self._channels(len(self._crew.members)),
-                ),
-            )
-        self._train_server: Server | None = None
-        if self.inference is not None and in_master:
-            self._serve_here(self.inference)
-        elif self.inference is not None:
-            self._start_servers(self.inference, agent, link, affinity.master_cpus)
-        self._crew.wait_until_ready(self.startup_timeout_s)
-        self._tracker = TrajectoryTracker(self.batch.num_envs, self.batch.first_env, discount)
         self._trajectories: list[TrajInfo] = []
-        self._next_slot = self._next_to_dispatch = 0
-        if self.num_slots > 1:
-            for _ in range(self.num_slots):
-                self._dispatch()
+
+    def _started(self) -> Crew:
+        """The processes, started if they are not."""
+        if self._crew is None:
+            self._crew = Crew(
+                self._launcher,
+                self.step_timeout_s,
+                self._replacement if self.on_worker_failure == "replace" else None,
+            )
+            self._start_processes(self._crew)
+            self._tracker = TrajectoryTracker(
+                self.batch.num_envs,
+                self.batch.first_env,
+                self._discount,
+                drop_first=self.max_decorrelation_steps > 0,
+            )
+            self._next_slot = self._next_to_dispatch = 0
+            if self.num_slots > 1:
+                self._dispatch_free()
+        return self._crew
+
+    def _start_processes(self, crew: Crew) -> None:
+        agent, inference = self._agent, self.inference
+        in_master = inference is not None and self.num_slots == 1 and not inference.devices
+        link = None if in_master else agent.share()
+        worker_cpus = self._affinity.worker_cpus
+        for w in range(self._layout.num_workers):
+            plan = WorkerPlan(
+                train=self._train_plan(self._layout.units_of_worker(w), self._worker_view(self._slots)),
+                evaluate=self._eval_plan(self._eval_layout.units_of_worker(w), self._worker_view(self._eval_slots)),
+                spaces=agent.spaces,
+                cpus=worker_cpus[w % len(worker_cpus)],
+                num_threads=self._affinity.worker_threads,
+                agent=None if inference else replica(agent),
+                link=None if inference else link,
+                **self._channels(len(crew.members)),
+            )
+            crew.add(self._worker_name(w), run_worker, plan)
+        self._train_server: Server | None = None
+        if inference is not None and in_master:
+            self._serve_here(inference, crew)
+        elif inference is not None:
+            self._start_servers(inference, crew, link)
+        crew.wait_until_ready(self.startup_timeout_s)
 
     def _allocate(self, agent: Agent) -> None:
         example = agent_example(agent)
@@ -152,14 +181,20 @@ class ParallelSampler(SamplerSettings):
             state_interval=self.eval_batch.num_steps,
         )
         num_processes = self._layout.num_workers + self._layout.num_servers
-        self._controls = allocate(Control(*[np.int64(0)] * 4), (num_processes,))
+        self._controls = allocate(Control(*[np.int64(0)] * 5), (num_processes,))
         self._controls.environment[:] = -1
+        self._waited = (time.perf_counter_ns(), self._controls.waited_ns.copy())
         self._on_hold = allocate(np.bool_(False), (self.evaluation.num_envs,))
         self._board, self._eval_board = SlotBoard(self._slots), SlotBoard(self._eval_slots)
 
     @property
     def _interval(self) -> int:
         return self.state_interval or self.batch.num_steps
+
+    @property
+    def _run_seed(self) -> int:
+        """Of environments and actions: a resumed run must not repeat the episodes of the one before."""
+        return self._seed if self._generation == 0 else derive_seed(self._seed, "resumed", self._generation)
 
     def _channels(self, process: int) -> dict[str, Any]:
         return {"control": self._controls[process, ...], "go": Signal(), "done": Signal(), "stack": SharedFile()}
@@ -194,12 +229,12 @@ class ParallelSampler(SamplerSettings):
             slots=self._slots if slots is None else slots,
             batch=self.batch,
             units=units,
-            seed=self._seed,
+            seed=self._run_seed,
             purpose="act",
             state_interval=self._interval,
             mid_batch_reset=self.mid_batch_reset,
             max_decorrelation_steps=self.max_decorrelation_steps,
-            decorrelation_seed=derive_seed(self._seed, "decorrelation"),
+            decorrelation_seed=derive_seed(self._run_seed, "decorrelation"),
         )
 
     def _eval_plan(self, units: list[Unit], slots: Samples | None = None) -> StationPlan:
@@ -215,8 +250,8 @@ class ParallelSampler(SamplerSettings):
             deterministic=self.evaluation.deterministic,
         )
 
-    def _serve_here(self, settings: InferenceServer) -> None:
-        watch = self._crew.watch
+    def _serve_here(self, settings: InferenceServer, crew: Crew) -> None:
+        watch = crew.watch
         self._train_server = make_server(
             settings, self._agent, self._train_plan([]), self._layout.groups_of_server(0), watch
         )
@@ -224,9 +259,10 @@ class ParallelSampler(SamplerSettings):
             settings, self._agent, self._eval_plan([]), self._eval_layout.groups_of_server(0), watch
         )
 
-    def _start_servers(self, settings: InferenceServer, agent: Agent, link: Any, cpus: tuple[int, ...]) -> None:
+    def _start_servers(self, settings: InferenceServer, crew: Crew, link: Any) -> None:
+        agent = self._agent
         for i, device in enumerate(settings.devices or (str(agent.device),)):
-            self._crew.add(
+            crew.add(
                 f"inference-server-{i} ({device})",
                 run_server,
                 ServerPlan(
@@ -236,61 +272,89 @@ class ParallelSampler(SamplerSettings):
                     train_groups=self._layout.groups_of_server(i),
                     evaluate_groups=self._eval_layout.groups_of_server(i),
                     spaces=agent.spaces,
-                    cpus=cpus,
+                    cpus=self._affinity.master_cpus,
                     agent=replica(agent),
                     link=link,
                     device=device,
-                    **self._channels(len(self._crew.members)),
+                    **self._channels(len(crew.members)),
                 ),
             )
 
     # ------------------------------------------------------------ work
 
-    def _dispatch(self) -> None:
-        """Have the next slot filled."""
-        self._board.advance(self._next_to_dispatch, "FILLING")
-        self._next_to_dispatch = (self._next_to_dispatch + 1) % self.num_slots
-        self._crew.order(COLLECT)
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[Crew]:
+        """An exception in here, Ctrl-C included, leaves processes in the middle of things: nothing can follow."""
+        if self._broken:
+            raise RuntimeError("an earlier obtain() or evaluate() did not come to its end; close() this sampler")
+        try:
+            yield self._started()
+        except BaseException:
+            self._broken = True
+            raise
 
-    def _await(self, slot: int) -> None:
+    def _dispatch_free(self) -> None:
+        """Have the next slots filled, as many as are free."""
+        assert self._crew is not None
+        while self._board.states[self._next_to_dispatch] == "FREE":
+            self._board.advance(self._next_to_dispatch, "FILLING")
+            self._next_to_dispatch = (self._next_to_dispatch + 1) % self.num_slots
+            self._crew.order(COLLECT)
+
+    def _await(self, slot: int, crew: Crew) -> None:
         """Wait until a slot that is being filled is full."""
         if self._board.states[slot] == "FILLING":
             if self._train_server is not None:
                 self._train_server.serve(slot)
-            self._crew.wait_all_done(COLLECT)
+            crew.wait_all_done(COLLECT)
             self._board.advance(slot, "READY")
 
     def obtain(self) -> Samples:
         """The next slot; with one slot it is filled now."""
-        slot = self._next_slot
         if self.num_slots == 1:
-            self._dispatch()
-        self._await(slot)
-        self._next_slot = (slot + 1) % self.num_slots
-        self._trajectories += self._tracker.update(self._board.numpy[slot].env)
-        return self._board.lease(slot)
+            self._board.check_all_free()
+        with self._working() as crew:
+            slot = self._next_slot
+            if self.num_slots == 1:
+                self._dispatch_free()
+            self._await(slot, crew)
+            self._next_slot = (slot + 1) % self.num_slots
+            self._trajectories += self._tracker.update(self._board.numpy[slot].env)
+            return self._board.lease(slot)
 
     def release(self, samples: Samples) -> None:
         """Give the slot back; with several, it is filled anew at once."""
         self._board.free(samples)
-        if self.num_slots > 1:
-            self._dispatch()
+        if self.num_slots > 1 and not self._broken:
+            self._dispatch_free()
 
     def pop_trajectories(self) -> list[TrajInfo]:
         """Games that ended since the last call."""
         ended, self._trajectories = self._trajectories, []
         return ended
 
+    def wait_shares(self) -> dict[str, float]:
+        """The parts of the time since the last call that workers and servers spent waiting, on average."""
+        now, waited = time.perf_counter_ns(), self._controls.waited_ns.copy()
+        (since, before), self._waited = self._waited, (now, waited)
+        shares = (waited - before) / max(now - since, 1)
+        parts = {"workers": shares[: self._layout.num_workers], "servers": shares[self._layout.num_workers :]}
+        in_processes = {"workers": True, "servers": self.inference is not None and self._train_server is None}
+        return {name: float(np.mean(part)) for name, part in parts.items() if in_processes[name] and len(part)}
+
     def evaluate(self) -> list[TrajInfo]:
-        """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment; workers go on afterwards."""
-        for i in range(self.num_slots):
-            self._await((self._next_slot + i) % self.num_slots)
-        self._eval_command = EVALUATE_AFRESH
-        return play_episodes(
-            self._fill_evaluation, self._on_hold, self._eval_can_skip, self.evaluation.episodes_per_env, self._discount
-        )
+        """Play ``evaluation.episodes_per_env`` games in each evaluation environment; workers go on afterwards."""
+        with self._working() as crew:
+            for i in range(self.num_slots):
+                self._await((self._next_slot + i) % self.num_slots, crew)
+            crew.revive()
+            self._eval_command = EVALUATE_AFRESH
+            return play_episodes(
+                self.evaluation, self._fill_evaluation, self._on_hold, self._eval_can_skip, self._discount
+            )
 
     def _fill_evaluation(self) -> EnvSamples:
+        assert self._crew is not None
         command, self._eval_command = self._eval_command, EVALUATE_ON
         self._crew.order(command)
         if self._train_server is not None:
@@ -298,50 +362,20 @@ class ParallelSampler(SamplerSettings):
         self._crew.wait_all_done(command)
         return self._eval_board.numpy[0].env
 
-    def get_state(self) -> dict[str, Any]:
-        """Nothing: the state of environments stays in their processes."""
-        return {}
+    def get_state(self, *, exact: bool = True) -> dict[str, Any]:
+        """Which generation of environments this is: their own state stays in their processes."""
+        return {"generation": self._generation}
 
     def set_state(self, state: dict[str, Any]) -> bool:
-        """False: environments start new episodes."""
+        """False: environments start new episodes, other ones than before.  Comes before the first samples."""
+        assert self._crew is None, "set_state() comes before obtain()"
+        self._generation = state["generation"] + 1
         return False
 
     def close(self) -> None:
         """Stop all processes."""
-        if hasattr(self, "_crew"):
-            self._crew.stop()
-        elif hasattr(self, "_launcher"):
+        if hasattr(self, "_launcher"):
+            if self._crew is not None:
+                self._crew.stop(gracefully=not self._broken)
+            self._crew = None
             self._launcher.close()
-
-
-class _Layout:
-    """Which columns belong to which worker, group and server.
-
-    Columns go to servers, within a server to groups, within a group to workers, so that what is served together is
-    contiguous.
-    """
-
-    def __init__(self, num_envs: int, num_workers: int, num_groups: int, num_servers: int) -> None:
-        self.num_workers, self.num_servers = num_workers, num_servers
-        self._units: dict[tuple[int, int, int], Unit] = {}  # server, group, worker
-        share = np.array_split(np.arange(num_envs), num_workers)
-        start = 0
-        for server, workers in enumerate(np.array_split(np.arange(num_workers), num_servers)):
-            for group in range(num_groups):
-                for w in workers.tolist():
-                    size = len(np.array_split(share[w], num_groups)[group])
-                    if size:
-                        self._units[server, group, w] = Unit(columns=slice(start, start + size))
-                    start += size
-
-    def units_of_worker(self, worker: int) -> list[Unit]:
-        """A worker's units, by group."""
-        return [unit for (_, _, w), unit in self._units.items() if w == worker]
-
-    def groups_of_server(self, server: int) -> list[list[Unit]]:
-        """A server's units, group by group; none empty."""
-        groups: dict[int, list[Unit]] = {}
-        for (s, group, _), unit in self._units.items():
-            if s == server:
-                groups.setdefault(group, []).append(unit)
-        return list(groups.values())

@@ -21,6 +21,7 @@ class Control(NamedArrayTuple):
     command: Any  # int64 []: what the next `go` asks for
     rows_done: Any  # int64 []: rows stepped since the start; it stands still when an environment hangs
     slots_begun: Any  # int64 []: training slots whose row 0 is there
+    waited_ns: Any  # int64 []: how long it has waited for orders, actions or observations
     environment: Any  # int64 []: global index of the environment being stepped
 
 
@@ -78,6 +79,40 @@ class WorkerPlan:
     done: Signal
     stack: SharedFile
     cpus: tuple[int, ...]
+    num_threads: int = 1  # of torch, where the worker chooses actions itself
     agent: Any = None  # its settings, where the worker chooses actions itself
     link: Any = None  # where its parameters come from
     lost: Lost | None = None  # of the worker that this one replaces
+
+
+class Layout:
+    """Which columns belong to which worker, group and server.
+
+    Columns go to servers, within a server to groups, within a group to workers, so that what is served together is
+    contiguous.
+    """
+
+    def __init__(self, num_envs: int, num_workers: int, num_groups: int, num_servers: int) -> None:
+        self.num_workers, self.num_servers = num_workers, num_servers
+        self._units: dict[tuple[int, int, int], Unit] = {}  # server, group, worker
+        share = np.array_split(np.arange(num_envs), num_workers)
+        start = 0
+        for server, workers in enumerate(np.array_split(np.arange(num_workers), num_servers)):
+            for group in range(num_groups):
+                for w in workers.tolist():
+                    size = len(np.array_split(share[w], num_groups)[group])
+                    if size:
+                        self._units[server, group, w] = Unit(columns=slice(start, start + size))
+                    start += size
+
+    def units_of_worker(self, worker: int) -> list[Unit]:
+        """A worker's units, by group."""
+        return [unit for (_, _, w), unit in self._units.items() if w == worker]
+
+    def groups_of_server(self, server: int) -> list[list[Unit]]:
+        """A server's units, group by group; none empty."""
+        groups: dict[int, list[Unit]] = {}
+        for (s, group, _), unit in self._units.items():
+            if s == server:
+                groups.setdefault(group, []).append(unit)
+        return list(groups.values())

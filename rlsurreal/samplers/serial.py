@@ -10,7 +10,13 @@ import numpy as np
 
 from rlsurreal.distributed.shared_arrays import plain
 from rlsurreal.samplers.actor import Actor, agent_example
-from rlsurreal.samplers.base import SamplerSettings, SlotBoard, check_spaces_agree, play_episodes
+from rlsurreal.samplers.base import (
+    SamplerSettings,
+    SlotBoard,
+    check_engine_can_wait,
+    check_spaces_agree,
+    play_episodes,
+)
 from rlsurreal.samplers.collector import Collector
 from rlsurreal.samplers.local import fill_slot
 from rlsurreal.samplers.slots import SlotViews, allocate_slots
@@ -28,24 +34,45 @@ class SerialSampler(SamplerSettings):
     def connect(self, *, seed: int) -> Spaces:
         """Build the environments."""
         self._seed = seed
-        self._env = self.env.make(self.batch.num_envs, self.batch.first_env, seed)
+        self._generation = 0  # how often environments were made anew, because their state could not be restored
+        self._env = self._make_env(seed)
+        check_engine_can_wait(self, self._env.can_skip)
         self._eval: Station | None = None
         return self._env.spaces
+
+    def _make_env(self, seed: int) -> VectorEnv:
+        return self.env.make(self.batch.num_envs, self.batch.first_env, seed)
 
     def initialize(self, agent: Agent, *, discount: float) -> None:
         """Allocate the slot and reset the environments."""
         self._agent, self._discount = agent, discount
-        self._train = self._make_station()
-        self._board = SlotBoard(self._train.slots)
-        self._tracker = TrajectoryTracker(self.batch.num_envs, self.batch.first_env, discount)
         self._trajectories: list[TrajInfo] = []
+        self._set_up(self._seed)
 
-    def _make_station(self) -> Station:
+    def _set_up(self, seed: int) -> None:
+        self._train = self._make_station(seed)
+        self._board = SlotBoard(self._train.slots)
+        self._tracker = self._make_tracker()
+
+    def _start_generation(self, generation: int) -> None:
+        """New environments, whose episodes and random numbers are not those of the generations before."""
+        self._generation = generation
+        self._env.close()
+        seed = derive_seed(self._seed, "resumed", generation)
+        self._env = self._make_env(seed)
+        self._set_up(seed)
+
+    def _make_tracker(self) -> TrajectoryTracker:
+        return TrajectoryTracker(
+            self.batch.num_envs, self.batch.first_env, self._discount, drop_first=self.max_decorrelation_steps > 0
+        )
+
+    def _make_station(self, seed: int) -> Station:
         station = Station(
             self._env,
             self._agent,
             self.batch,
-            seed=self._seed,
+            seed=seed,
             purpose="act",
             mid_batch_reset=self.mid_batch_reset,
             state_interval=self.state_interval,
@@ -53,12 +80,13 @@ class SerialSampler(SamplerSettings):
         station.collector.start(
             max_decorrelation_steps=self.max_decorrelation_steps,
             first_env=self.batch.first_env,
-            seed=derive_seed(self._seed, "decorrelation"),
+            seed=derive_seed(seed, "decorrelation"),
         )
         return station
 
     def obtain(self) -> Samples:
         """Step all environments through the slot."""
+        self._board.check_all_free()
         slot = self._train.next_slot
         self._board.advance(slot, "FILLING")
         env_samples = self._train.fill()
@@ -79,13 +107,8 @@ class SerialSampler(SamplerSettings):
         """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment."""
         station = self._evaluation_station()
         station.collector.start()
-        return play_episodes(
-            station.fill,
-            station.collector.on_hold,
-            station.collector.env.can_skip,
-            self.evaluation.episodes_per_env,
-            self._discount,
-        )
+        collector = station.collector
+        return play_episodes(self.evaluation, station.fill, collector.on_hold, collector.env.can_skip, self._discount)
 
     def film(self, max_steps: int) -> Iterator[np.ndarray]:
         """Play one episode in the first evaluation environment; its frame before each of at most ``max_steps`` steps.
@@ -124,22 +147,32 @@ class SerialSampler(SamplerSettings):
             )
         return self._eval
 
-    def get_state(self) -> dict[str, Any]:
-        """Everything that the next slot depends on; ``env`` is None where the environments cannot be saved."""
-        return {
-            "train": self._train.get_state(),
-            "tracker": self._tracker.get_state(),
-            "eval": None if self._eval is None else self._eval.get_state(),
-        }
+    def wait_shares(self) -> dict[str, float]:
+        """Nothing: here is nobody to wait for."""
+        return {}
+
+    def get_state(self, *, exact: bool = True) -> dict[str, Any]:
+        """Everything that the next slot depends on, as far as the environments can be saved.
+
+        Without ``exact`` only what a resumed run must not repeat.
+        """
+        state: dict[str, Any] = {"generation": self._generation}
+        if exact:
+            state["train"], state["tracker"] = self._train.get_state(), self._tracker.get_state()
+            state["eval"] = None if self._eval is None else self._eval.get_state()
+        return state
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """Continue from `get_state`; False where environments could not be saved, and begin new episodes instead."""
-        if state["eval"] is not None:
+        if state["generation"] != self._generation:
+            self._start_generation(state["generation"])
+        if state.get("eval") is not None:
             self._evaluation_station().set_state(state["eval"])
-        exact = self._train.set_state(state["train"])
-        if exact:
-            self._tracker.set_state(state["tracker"])
-        return exact
+        if "train" not in state or not self._train.set_state(state["train"]):
+            self._start_generation(state["generation"] + 1)
+            return False
+        self._tracker.set_state(state["tracker"])
+        return True
 
     def close(self) -> None:
         """Close the environments."""
@@ -204,7 +237,6 @@ class Station:
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """Continue from `get_state`; whether the environments could be continued."""
-        self.actor.num_slots_begun = state["actor"]["num_slots_begun"]
         if state["env"] is None:
             return False
         self.collector.env.set_state(state["env"])  # type: ignore[attr-defined]

@@ -21,6 +21,8 @@ schedule:
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,10 +84,17 @@ class Server:
     """Serves one station's units slot after slot."""
 
     def __init__(
-        self, settings: InferenceServer, actor: Actor, groups: list[list[Unit]], first_column: int, watch: MakeWatch
+        self,
+        settings: InferenceServer,
+        actor: Actor,
+        groups: list[list[Unit]],
+        watch: MakeWatch,
+        rows_done: np.ndarray | None = None,
     ) -> None:
-        """``groups``: units that are served together, contiguous in columns; ``first_column``: the actor's first."""
+        """``groups``: units that are served together, contiguous in columns; ``rows_done``: int64 [], counts rows."""
+        first_column = groups[0][0].columns.start
         self._settings, self._actor, self._watch = settings, actor, watch
+        self._rows_done = np.zeros((), np.int64) if rows_done is None else rows_done
         self._groups = groups
         self._unit_watches = [[watch([unit.obs_ready]) for unit in group] for group in groups]
         self._parts = [
@@ -107,6 +116,7 @@ class Server:
             for g, group in enumerate(self._groups):
                 self._wait_for_all(g)
                 self._actor.act(t, self._parts[g])
+                self._rows_done += 1
                 for unit in group:
                     unit.act_ready.post()
         for g in range(len(self._groups)):
@@ -125,15 +135,15 @@ class Server:
         ready: dict[int, Unit] = {}
         deadline = 0.0
         while waiting or ready:
-            for signal in watch.wait(max(0.0, deadline - time.monotonic()) if ready else None) if waiting else []:
-                signal.take()
-                unit = waiting.pop(id(signal))
-                if row[id(signal)] == num_steps:  # this slot is full; the next post is for the next one
-                    watch.remove(signal)
+            for posted in watch.wait(max(0.0, deadline - time.monotonic()) if ready else None) if waiting else []:
+                posted.take()
+                unit = waiting.pop(id(posted))
+                if row[id(posted)] == num_steps:  # this slot is full; the next post is for the next one
+                    watch.remove(posted)
                     continue
                 if not ready:
                     deadline = time.monotonic() + settings.max_wait_s
-                ready[id(signal)] = unit
+                ready[id(posted)] = unit
             num_ready = sum(unit.num_envs for unit in ready.values())
             if ready and (num_ready >= settings.min_batch or not waiting or time.monotonic() >= deadline):
                 self._act_dynamic(ready, row)
@@ -170,7 +180,12 @@ class ServerPlan:
 
 
 def make_server(
-    settings: InferenceServer, agent: Agent, plan: StationPlan, groups: list[list[Unit]], watch: MakeWatch
+    settings: InferenceServer,
+    agent: Agent,
+    plan: StationPlan,
+    groups: list[list[Unit]],
+    watch: MakeWatch,
+    rows_done: np.ndarray | None = None,
 ) -> Server:
     """The server of one station, with an actor for the columns of ``groups``."""
     first, last = groups[0][0].columns.start, groups[-1][-1].columns.stop
@@ -184,19 +199,22 @@ def make_server(
         deterministic=plan.deterministic,
         state_interval=plan.state_interval,
     )
-    return Server(settings, actor, groups, first, watch)
+    return Server(settings, actor, groups, watch, rows_done)
 
 
 def run_server(plan: ServerPlan) -> None:
     """Child process: serve slots until told to stop."""
+    faulthandler.register(signal.SIGUSR1, file=plan.stack, all_threads=False)
+    plan.control.environment[...] = -1
     pin(plan.cpus)
     torch.set_num_threads(plan.settings.num_threads)
     plan.agent.initialize(plan.spaces, seed=0, device=plan.device)
     plan.agent.follow(plan.link)
-    train = make_server(plan.settings, plan.agent, plan.train, plan.train_groups, Waiter)
+    rows_done = plan.control.rows_done
+    train = make_server(plan.settings, plan.agent, plan.train, plan.train_groups, Waiter, rows_done)
     evaluate: Server | None = None
     if plan.evaluate_groups:
-        evaluate = make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, Waiter)
+        evaluate = make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, Waiter, rows_done)
     send_to_master("ready")
     slot, num_slots = 0, len(plan.train.slots.env.reward)
     while True:

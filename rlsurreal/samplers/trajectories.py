@@ -17,9 +17,12 @@ class TrajectoryTracker:
     the game), otherwise where the episode does.  ``env_info.score`` is the reward before clipping, if recorded.
     """
 
-    def __init__(self, num_envs: int, first_env: int, discount: float) -> None:
+    def __init__(self, num_envs: int, first_env: int, discount: float, *, drop_first: bool = False) -> None:
+        """``drop_first``: each environment's first game does not count, for it began before the first slot."""
         self._first_env = first_env
         self._discount = discount
+        self._drop = np.full(num_envs, drop_first)
+        self._episode_ended = np.zeros(num_envs, dtype=bool)  # in the row before
         self._sums = np.zeros((4, num_envs))  # total reward, length, discounted return, score
         self._weight = np.ones(num_envs)  # discount ** length
 
@@ -30,9 +33,12 @@ class TrajectoryTracker:
         over = info.game_over if info is not None and "game_over" in info else env.terminated
         num_steps = len(env.reward) - 1
         over = over[:num_steps] | env.truncated[:num_steps]
+        done = env.terminated[:num_steps] | env.truncated[:num_steps]
         # A reset row that no end led to: the game was lost with its worker, and counts for nothing.
-        restart = ~env.valid[:num_steps] & env.first[1:]
+        restart = ~env.valid[:num_steps] & env.first[1:] & ~np.concatenate([self._episode_ended[None], done[:-1]])
+        self._episode_ended = done[-1].copy()
         special = (over | restart).any(axis=1).tolist()
+        score = np.where(env.valid[:num_steps], score[:num_steps], 0)
         total, length, discounted, scores = self._sums
         ended: list[TrajInfo] = []
         for t in range(num_steps):
@@ -43,10 +49,11 @@ class TrajectoryTracker:
             scores += score[t]
             self._weight[valid] *= self._discount
             if special[t]:
-                ended += [self._info(b) for b in np.flatnonzero(over[t]).tolist()]
-                done = over[t] | restart[t]
-                self._sums[:, done] = 0
-                self._weight[done] = 1
+                ended += [self._info(b) for b in np.flatnonzero(over[t] & ~self._drop).tolist()]
+                finished = over[t] | restart[t]
+                self._drop &= ~finished
+                self._sums[:, finished] = 0
+                self._weight[finished] = 1
         return ended
 
     def _info(self, b: int) -> TrajInfo:
@@ -59,10 +66,24 @@ class TrajectoryTracker:
             score=score,
         )
 
+    def cut_long_games(self, max_steps: int) -> list[TrajInfo]:
+        """Give up games that have lasted longer than ``max_steps``: what they came to so far."""
+        long = self._sums[1] > max_steps
+        cut = [self._info(b) for b in np.flatnonzero(long).tolist()]
+        self._sums[:, long] = 0
+        self._weight[long] = 1
+        return cut
+
     def get_state(self) -> dict[str, np.ndarray]:
         """The games in progress."""
-        return {"sums": self._sums.copy(), "weight": self._weight.copy()}
+        return {
+            "sums": self._sums.copy(),
+            "weight": self._weight.copy(),
+            "drop": self._drop.copy(),
+            "episode_ended": self._episode_ended.copy(),
+        }
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue the games of `get_state`."""
         self._sums[:], self._weight[:] = state["sums"], state["weight"]
+        self._drop[:], self._episode_ended[:] = state["drop"], state["episode_ended"]

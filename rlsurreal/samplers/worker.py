@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import faulthandler
 import signal
+import time
 from collections.abc import Callable
 
-from rlsurreal.distributed.zygote import send_to_master
+from rlsurreal.distributed.signals import Signal
+from rlsurreal.distributed.zygote import at_end, send_to_master
 from rlsurreal.samplers.collector import Collector
-from rlsurreal.samplers.plans import COLLECT, EVALUATE_AFRESH, STOP, StationPlan, Unit, WorkerPlan
+from rlsurreal.samplers.plans import COLLECT, EVALUATE_AFRESH, STOP, Control, StationPlan, Unit, WorkerPlan
 from rlsurreal.samplers.slots import SlotViews
 from rlsurreal.structs import EnvSpec
 from rlsurreal.utils.affinity import pin
@@ -27,8 +29,8 @@ def describe_env(train: EnvSpec, evaluate: EnvSpec, seed: int) -> None:
     described = []
     for spec in (train, evaluate):
         env = spec.make(1, 0, seed)
+        at_end.append(env.close)
         described.append((env.spaces, env.info_example, env.can_skip))
-        env.close()
     send_to_master(described)
 
 
@@ -36,27 +38,36 @@ def run_worker(plan: WorkerPlan) -> None:
     """Child process: step environments through slots until told to stop."""
     # The master asks where a hanging worker is.
     faulthandler.register(signal.SIGUSR1, file=plan.stack, all_threads=False)
+    plan.control.environment[...] = -1
     pin(plan.cpus)
     train = _Station(plan.train, plan)
     evaluation: _Station | None = None
     send_to_master("ready")
     while True:
-        plan.go.wait()
+        wait(plan.go, plan.control)
         command = int(plan.control.command)
         if command == STOP:
-            train.close()
-            if evaluation is not None:
-                evaluation.close()
             return
         if command == COLLECT:
             train.fill()
         else:
-            if evaluation is None:
-                evaluation = _Station(plan.evaluate, plan)
-            elif command == EVALUATE_AFRESH:
-                evaluation.start()
-            evaluation.fill()
+            try:
+                if evaluation is None:
+                    evaluation = _Station(plan.evaluate, plan)
+                elif command == EVALUATE_AFRESH:
+                    evaluation.start()
+                evaluation.fill()
+            except Exception as error:
+                raise RuntimeError(f"in an evaluation: {error}") from error
         plan.done.post()
+
+
+def wait(signal_: Signal, control: Control) -> None:
+    """Wait, and take note for how long."""
+    start = time.perf_counter_ns()
+    signal_.wait()
+    waited = control.waited_ns
+    waited += time.perf_counter_ns() - start
 
 
 class _Station:
@@ -80,6 +91,7 @@ class _Station:
         generation = 0 if self._worker.lost is None else self._worker.lost.generation
         seed = plan.seed if generation == 0 else derive_seed(plan.seed, "replacement", generation)
         env = plan.env.make(unit.num_envs, first_env, seed)
+        at_end.append(env.close)
         control = self._worker.control
         collector = Collector(
             env,
@@ -110,13 +122,13 @@ class _Station:
 
     def _fill_served(self, slot: int) -> None:
         """Actions come from an inference server."""
-        units = self._plan.units
+        units, control = self._plan.units, self._worker.control
         for unit, collector in zip(units, self._collectors):
             collector.begin(slot)
             unit.obs_ready.post()
         for t in range(self._plan.batch.num_steps):
             for unit, collector in zip(units, self._collectors):
-                unit.act_ready.wait()
+                wait(unit.act_ready, control)
                 collector.step(slot, t)
                 unit.obs_ready.post()
 
@@ -126,7 +138,3 @@ class _Station:
         from rlsurreal.samplers.local import LocalFill
 
         return LocalFill(self._plan, self._worker, self._collectors)
-
-    def close(self) -> None:
-        for collector in self._collectors:
-            collector.env.close()

@@ -87,12 +87,11 @@ class TapeAgent:
     def follow(self, link: SharedParameters) -> None:
         """Be a copy."""
         self._followed = link
-        self.version = -1
         self.pull()
 
     def pull(self) -> None:
         """Take the newest parameters."""
-        self.version = self._followed.pull(self.parameters, self.version)
+        self.version = self._followed.pull(self.parameters)
 
 
 def _whole(leaf: Tensor) -> Tensor:

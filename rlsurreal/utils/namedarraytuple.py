@@ -48,9 +48,11 @@ class _StructureType(type):
         defaults = {name: value for base in bases for name, value in getattr(base, "_defaults", {}).items()}
         defaults |= {name: namespace[name] for name in own if name in namespace}
         # The C accessors of collections.namedtuple: attribute access must not cost a Python call per step.
-        accessors = collections.namedtuple("accessors", fields).__dict__
-        for name, value in {"_fields": fields, "_defaults": defaults, **{n: accessors[n] for n in fields}}.items():
-            setattr(cls, name, value)
+        # The class that they come from must be held meanwhile, or the garbage collector may empty it.
+        template = collections.namedtuple("template", fields)  # type: ignore[misc]
+        for name in fields:
+            setattr(cls, name, template.__dict__[name])
+        cls._fields, cls._defaults = fields, defaults  # type: ignore[attr-defined]
         for callback in _ON_NEW_CLASS:
             callback(cls)
         return cls

@@ -23,16 +23,26 @@ def test_pull_gives_what_was_published_of_every_type():
     link = SharedParameters(_tensors(0))
     link.publish(_tensors(3), version=4)
     own = _tensors(0)
-    assert link.pull(own, newer_than=-1) == 4
+    assert link.pull(own) == 4
     assert all(torch.equal(own[name], tensor) for name, tensor in _tensors(3).items())
 
 
 def test_nothing_is_copied_when_nothing_is_new():
     link = SharedParameters(_tensors(0))
     link.publish(_tensors(3), version=4)
-    own = _tensors(9)
-    assert link.pull(own, newer_than=4) == 4
+    own = _tensors(0)
+    link.pull(own)
+    own["weight"].fill_(9)
+    assert link.pull(own) == 4
     assert torch.equal(own["weight"], _tensors(9)["weight"])
+
+
+def test_publishing_under_the_same_version_is_new_all_the_same():
+    link = SharedParameters(_tensors(0))
+    own = _tensors(0)
+    for value in (3, 5, 7):
+        link.publish(_tensors(value), version=4)
+        assert link.pull(own) == 4 and torch.equal(own["weight"], _tensors(value)["weight"])
 
 
 def _read(link: SharedParameters, seconds: float) -> None:
@@ -41,7 +51,7 @@ def _read(link: SharedParameters, seconds: float) -> None:
     versions, torn, end = [], 0, time.monotonic() + seconds
     version: Any = -1
     while time.monotonic() < end:
-        version = link.pull(own, version)
+        version = link.pull(own)
         torn += not bool((own["weight"] == float(version)).all())
         versions.append(version)
     send_to_master((torn, versions == sorted(versions), len(set(versions))))

@@ -59,7 +59,7 @@ def a2c_loss(
     (params, value), _ = agent.module(data.inputs, data.state, data.first)
     distribution = agent.distribution
     advantage = masked_normalize(data.advantage, data.valid) if normalize_advantage else data.advantage
-    log_prob = torch.where(data.valid, distribution.log_prob(params, data.action), 0.0)
+    log_prob = distribution.log_prob(params, data.action)
     policy = masked_mean(-advantage * log_prob, data.valid)
     critic = value_loss(value, data.target, data.valid)
     entropy = masked_mean(distribution.entropy(params), data.valid)

@@ -132,7 +132,7 @@ class OnPolicy:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""
         return {
-            "optimizer": copy.deepcopy(self._gradient_step.optimizer.state_dict()),  # the optimizer's is no copy
+            "optimizer": copy.deepcopy(self._gradient_step.optimizer.state_dict()),  # torch's shares memory
             "generator": self._generator.get_state(),
             "num_updates": self.num_updates,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
@@ -140,7 +140,7 @@ class OnPolicy:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._gradient_step.optimizer.load_state_dict(state["optimizer"])
+        self._gradient_step.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._generator.set_state(state["generator"])
         self.num_updates = state["num_updates"]
         if self._scaler is not None:

@@ -54,16 +54,22 @@ class PPO(OnPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._clip_range_at = as_schedule(self.clip_range)
         for name in ("num_epochs", "num_minibatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"PPO.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("clip_range", "kl_target", "kl_coeff", "kl_stop", "value_clip_range"):
+            value = getattr(self, name)
+            if value is not None and not callable(value) and not value > 0:
+                raise ValueError(f"PPO.{name} is {value}; it must be positive")
         if self.objective not in ("clip", "kl_penalty"):
             raise ValueError(f"PPO.objective is {self.objective!r}; choose 'clip' or 'kl_penalty'")
         if self.adaptive_clip and self.objective != "clip":
             raise ValueError("PPO.adaptive_clip is for objective='clip'; the KL penalty adapts by itself")
         if self.adaptive_clip and callable(self.clip_range):
             raise ValueError("PPO.clip_range is a schedule and adaptive_clip is set; use one of the two")
-        self._clip_range_at = as_schedule(self.clip_range)
+        if self.adaptive_clip and self._clip_range_at(0.0) != _clamp(self._clip_range_at(0.0), _CLIP_BOUNDS):
+            raise ValueError(f"PPO.clip_range is {self.clip_range}; with adaptive_clip it must lie in {_CLIP_BOUNDS}")
 
     def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int) -> None:
         """Build the optimizer; see `OnPolicy.initialize`."""

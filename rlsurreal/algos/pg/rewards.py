@@ -15,8 +15,8 @@ _CLIP = 10.0  # of the scaled reward
 class RewardScaler:
     """Divides rewards by the running standard deviation of ``R_t = discount * R_{t-1} + r_t``.
 
-    ``R`` is kept for each environment.  The statistics of a slot are taken in before it is scaled.  Runs on the CPU, in
-    float64.
+    ``R`` is kept for each environment, and starts from 0 where ``first`` is set.  The statistics of a slot are taken in
+    before it is scaled.  Runs on the CPU, in float64.
     """
 
     def __init__(self, num_envs: int, discount: float) -> None:
@@ -29,12 +29,11 @@ class RewardScaler:
         """Scaled rewards ``[T + 1, B]`` of a slot; its own rewards are left as they are."""
         num_steps = len(env.reward) - 1
         reward, valid = env.reward[:num_steps].double(), env.valid[:num_steps]
-        done = env.terminated[:num_steps] | env.truncated[:num_steps]
         returns = torch.empty_like(reward)
         for t in range(num_steps):
-            self._return = torch.where(valid[t], self._discount * self._return + reward[t], self._return)
+            before = torch.where(env.first[t], 0.0, self._return)
+            self._return = torch.where(valid[t], self._discount * before + reward[t], before)
             returns[t] = self._return
-            self._return = torch.where(done[t] | ~valid[t], 0.0, self._return)
         self._take_in(returns[valid])
         if self._count > 1 and self._spread > 0:
             self.scale = (self._spread / self._count) ** 0.5
