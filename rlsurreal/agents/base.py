@@ -9,7 +9,6 @@ Called by runners (publish), samplers (share, follow, pull, act) and algorithms 
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlsurreal.distributed.parameters import SharedParameters
+from rlsurreal.distributed.parameters import Publication, SharedParameters
 from rlsurreal.structs import Spaces
 
 
@@ -84,7 +83,8 @@ class ModelAgent:
 
     def follow(self, link: SharedParameters) -> None:
         """Be a copy: take parameters from ``link`` at every `pull`."""
-        self._followed = copy.copy(link)  # a link knows what has been taken from it: each copy needs its own
+        self._followed = link
+        self._taken: Publication | None = None
         self._own_tensors = dict(self.tensors())
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
@@ -92,7 +92,7 @@ class ModelAgent:
 
     def pull(self) -> None:
         """Take the newest published parameters, if they are new."""
-        self.version = self._followed.pull(self._own_tensors)
+        self.version, self._taken = self._followed.pull(self._own_tensors, self._taken)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the agent."""

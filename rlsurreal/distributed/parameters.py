@@ -19,6 +19,7 @@ from rlsurreal.distributed.shared_arrays import allocate, plain
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple
 
 _ALIGNMENT = 16
+Publication = tuple[int, int]  # a buffer, and how often writing to it has begun or ended
 
 
 class _Header(NamedArrayTuple):
@@ -43,10 +44,9 @@ class SharedParameters:
         self._header = allocate(_Header(np.int64(0), np.zeros(2, np.int64), np.full(2, -1, np.int64)), ())
         self._memory = allocate(np.uint8(0), (2, max(size, 1)))
         self._views: list[list[torch.Tensor]] | None = None
-        self._taken = (-1, 0)  # by a reader: buffer and number of writes to it, which name a publication
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_views": None, "_taken": (-1, 0)}
+        return {**self.__dict__, "_views": None}
 
     def _buffers(self) -> list[list[torch.Tensor]]:
         if self._views is None:
@@ -69,20 +69,22 @@ class SharedParameters:
         header.current[...] = target
 
     @torch.no_grad()
-    def pull(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        """Copy the published parameters into ``tensors``, unless that has been done already; their version."""
+    def pull(self, tensors: Mapping[str, torch.Tensor], taken: Publication | None) -> tuple[int, Publication]:
+        """Copy the published parameters into ``tensors``, unless they are those that were ``taken`` already.
+
+        Their version, and which publication it was: what the reader has ``taken`` at the next call.
+        """
         views = self._buffers()
         header = plain(self._header)
         while True:
             source = int(header.current)
-            before = int(header.writes[source])
+            publication = (source, int(header.writes[source]))
             version = int(header.version[source])
-            if before % 2 == 0:
-                if self._taken != (source, before):
+            if publication[1] % 2 == 0:
+                if taken != publication:
                     torch._foreach_copy_(self._ordered(tensors), views[source])
-                if int(header.writes[source]) == before:
-                    self._taken = (source, before)
-                    return version
+                if int(header.writes[source]) == publication[1]:
+                    return version, publication
 
     def _ordered(self, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         return [tensors[name] for name, *_ in self._layout]

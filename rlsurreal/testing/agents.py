@@ -9,7 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rlsurreal.distributed.parameters import SharedParameters
+from rlsurreal.distributed.parameters import Publication, SharedParameters
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves
 from rlsurreal.utils.spaces import map_spaces
@@ -87,11 +87,12 @@ class TapeAgent:
     def follow(self, link: SharedParameters) -> None:
         """Be a copy."""
         self._followed = link
+        self._taken: Publication | None = None
         self.pull()
 
     def pull(self) -> None:
         """Take the newest parameters."""
-        self.version = self._followed.pull(self.parameters)
+        self.version, self._taken = self._followed.pull(self.parameters, self._taken)
 
 
 def _whole(leaf: Tensor) -> Tensor:

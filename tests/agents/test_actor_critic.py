@@ -298,6 +298,15 @@ def test_publishing_before_sharing_is_not_lost():
     assert copy.version == 7 and not differ(learner, copy)
 
 
+def test_publishing_other_parameters_under_the_same_version_is_not_lost():
+    learner, copy = make_agent(seed=0), make_agent(seed=1)
+    copy.follow(learner.share())
+    change(learner)
+    learner.publish(0)
+    copy.pull()
+    assert copy.version == 0 and not differ(learner, copy)
+
+
 # ---------------------------------------------------------------- saving
 
 

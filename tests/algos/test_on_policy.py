@@ -1,4 +1,4 @@
-"""How on-policy algorithms see a slot: returns, bootstrap, recurrent states, minibatches, and rows that are not valid."""
+"""How on-policy algorithms see a slot: returns, recurrent states, minibatches, and rows that are not valid."""
 
 from __future__ import annotations
 
@@ -403,6 +403,7 @@ def test_loaded_algorithm_continues_and_shares_no_memory(name):
     assert_same_state(state, frozen)
     for samples in slots:
         twin.update(samples, 0.5)
+    assert_same_state(state, frozen)
     for x, y in zip(agent.tensors().values(), twin_agent.tensors().values(), strict=True):
         assert torch.equal(x, y)
     assert_same_state(algo.state_dict(), twin.state_dict())

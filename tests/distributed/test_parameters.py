@@ -1,5 +1,4 @@
 import time
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ def test_pull_gives_what_was_published_of_every_type():
     link = SharedParameters(_tensors(0))
     link.publish(_tensors(3), version=4)
     own = _tensors(0)
-    assert link.pull(own) == 4
+    assert link.pull(own, None)[0] == 4
     assert all(torch.equal(own[name], tensor) for name, tensor in _tensors(3).items())
 
 
@@ -31,27 +30,28 @@ def test_nothing_is_copied_when_nothing_is_new():
     link = SharedParameters(_tensors(0))
     link.publish(_tensors(3), version=4)
     own = _tensors(0)
-    link.pull(own)
+    _, taken = link.pull(own, None)
     own["weight"].fill_(9)
-    assert link.pull(own) == 4
+    assert link.pull(own, taken) == (4, taken)
     assert torch.equal(own["weight"], _tensors(9)["weight"])
 
 
 def test_publishing_under_the_same_version_is_new_all_the_same():
     link = SharedParameters(_tensors(0))
-    own = _tensors(0)
+    own, taken = _tensors(0), None
     for value in (3, 5, 7):
         link.publish(_tensors(value), version=4)
-        assert link.pull(own) == 4 and torch.equal(own["weight"], _tensors(value)["weight"])
+        version, taken = link.pull(own, taken)
+        assert version == 4 and torch.equal(own["weight"], _tensors(value)["weight"])
 
 
 def _read(link: SharedParameters, seconds: float) -> None:
     own = {"weight": torch.zeros(200_000)}
     send_to_master("ready")
     versions, torn, end = [], 0, time.monotonic() + seconds
-    version: Any = -1
+    version, taken = -1, None
     while time.monotonic() < end:
-        version = link.pull(own)
+        version, taken = link.pull(own, taken)
         torn += not bool((own["weight"] == float(version)).all())
         versions.append(version)
     send_to_master((torn, versions == sorted(versions), len(set(versions))))
