@@ -1,6 +1,13 @@
 """Packaging.  The versions that were tested together are in constraints.txt."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+version = re.findall(
+    r'__version__ = "(.+)"', Path(__file__).with_name("rlsurreal").joinpath("__init__.py").read_text()
+)[0]
 
 atari = ["ale-py>=0.11", "opencv-python-headless"]
 envpool = ["envpool>=1.2"]
@@ -11,7 +18,7 @@ test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
 
 setup(
     name="rlsurreal",
-    version="0.1.0",
+    version=version,
     description="Deep reinforcement learning at the speed of the machine: PyTorch, shared memory, one to many learners",
     packages=find_packages(include=["rlsurreal", "rlsurreal.*"]),
     package_data={"rlsurreal": ["py.typed"]},

@@ -5,7 +5,7 @@
     python examples/2_parallel.py alternating   the same in two groups: one steps while the agent acts for the other
     python examples/2_parallel.py overlapped    workers fill the next slot while the learner learns from this one
 
-The first three give the very trajectories of example 1, seed for seed.
+The first three give the trajectories of example 1, seed for seed, up to the rounding of their batches.
 """
 
 import sys
