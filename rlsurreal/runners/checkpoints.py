@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from rlsurreal.runners.counter import Counter
 from rlsurreal.utils.files import (
     checkpoint_path,
@@ -71,8 +73,11 @@ class Checkpoints:
 
     def rescue(self, counter: Counter) -> None:
         """Save what was learned, without the environments: sampling has failed."""
-        if counter.iterations > 0 and counter.env_steps != self._saved_at:
+        if counter.iterations > 0 and counter.env_steps != self._saved_at and self._is_finite():
             self._save(counter, with_environments=False)
+
+    def _is_finite(self) -> bool:
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parts["agent"].module.parameters())
 
     def close(self) -> None:
         """Nothing is open."""

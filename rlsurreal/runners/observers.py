@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -62,10 +63,17 @@ class Observers:
         for observer in self._observers:
             observer.finish(counter)
 
-    def rescue(self, counter: Counter) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.rescue(counter)
+    @contextlib.contextmanager
+    def rescuing(self, counter: Counter) -> Iterator[None]:
+        """If sampling fails in here, tell all: agent and algorithm are as the last update left them."""
+        try:
+            yield
+        except FloatingPointError:  # what was learned is spoilt
+            raise
+        except BaseException:
+            for observer in self._observers:
+                observer.rescue(counter)
+            raise
 
     def __enter__(self) -> Observers:
         return self

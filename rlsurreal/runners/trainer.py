@@ -105,12 +105,8 @@ class Trainer:
         started = time.perf_counter() - counter.seconds
         while counter.env_steps < counter.total_env_steps and not interrupts.received:
             progress = counter.progress
-            try:
-                with timer("sample"):
-                    samples = self.sampler.obtain()
-            except BaseException:
-                observers.rescue(counter)  # agent and algorithm are as the last update left them
-                raise
+            with observers.rescuing(counter), timer("sample"):
+                samples = self.sampler.obtain()
             num_steps = len(samples.env.reward) - 1
             counter.env_steps += int(samples.env.valid[:num_steps].sum())
             with timer("update"):
@@ -118,7 +114,8 @@ class Trainer:
             counter.iterations += 1
             self.agent.publish(version=counter.iterations)
             counter.seconds = time.perf_counter() - started
-            observers.after_update(counter, samples, metrics)
+            with observers.rescuing(counter):  # evaluation is sampling, too
+                observers.after_update(counter, samples, metrics)
             self.sampler.release(samples)
 
     def _initialize(self) -> None:

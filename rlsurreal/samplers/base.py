@@ -79,6 +79,8 @@ class SlotBoard:
         """Move a slot on to state ``to``; RuntimeError if it is not where it should be."""
         if self.states[slot] == "LEASED" and to != "FREE":
             raise RuntimeError("the samples of an earlier obtain() are still in use; release() them first")
+        if self.states[slot] == to == "FILLING":
+            raise RuntimeError("an earlier obtain() did not come to its end; close() this sampler")
         expected = self.ORDER[self.ORDER.index(to) - 1]
         assert self.states[slot] == expected, f"slot {slot} is {self.states[slot]}, it cannot become {to}"
         self.states[slot] = to

@@ -201,12 +201,11 @@ class Crew:
         return member.plan.stack.read() or "(unknown)"
 
     def stop(self, *, gracefully: bool) -> None:
-        """Ask all to leave, wait a little, and kill the rest; or kill all at once.  May be called twice."""
-        if gracefully:
-            self.order(STOP)
-            deadline = time.monotonic() + 5.0
-            for member in self.members:
-                member.child.join(max(0.0, deadline - time.monotonic()))
+        """Ask all to leave, wait a little (less after a failure: some may wait for ever), and kill the rest."""
+        self.order(STOP)
+        deadline = time.monotonic() + (5.0 if gracefully else 0.5)
+        for member in self.members:
+            member.child.join(max(0.0, deadline - time.monotonic()))
         self._launcher.close()
         self.members = []
 

@@ -35,9 +35,9 @@ class SerialSampler(SamplerSettings):
         """Build the environments."""
         self._seed = seed
         self._generation = 0  # how often environments were made anew, because their state could not be restored
+        self._eval: Station | None = None
         self._env = self._make_env(seed)
         check_engine_can_wait(self, self._env.can_skip)
-        self._eval: Station | None = None
         return self._env.spaces
 
     def _make_env(self, seed: int) -> VectorEnv:

@@ -35,7 +35,9 @@ class TrajectoryTracker:
         over = over[:num_steps] | env.truncated[:num_steps]
         done = env.terminated[:num_steps] | env.truncated[:num_steps]
         # A reset row that no end led to: the game was lost with its worker, and counts for nothing.
-        restart = ~env.valid[:num_steps] & env.first[1:] & ~np.concatenate([self._episode_ended[None], done[:-1]])
+        # (A row that is `first` already is not the one that an end leads to.)
+        led_to = np.concatenate([self._episode_ended[None], done[:-1]]) & ~env.first[:num_steps]
+        restart = ~env.valid[:num_steps] & env.first[1:] & ~led_to
         self._episode_ended = done[-1].copy()
         special = (over | restart).any(axis=1).tolist()
         score = np.where(env.valid[:num_steps], score[:num_steps], 0)
@@ -72,6 +74,7 @@ class TrajectoryTracker:
         cut = [self._info(b) for b in np.flatnonzero(long).tolist()]
         self._sums[:, long] = 0
         self._weight[long] = 1
+        self._drop |= long  # what is still to come of them
         return cut
 
     def get_state(self) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from rlsurreal.distributed.processes import ChildError, Launcher
+from rlsurreal.distributed.signals import Signal
 from rlsurreal.distributed.zygote import send_to_master
 
 pytestmark = pytest.mark.processes
@@ -154,3 +155,72 @@ def test_64_children_start_within_seconds(launcher):
     children = [launcher.start(f"child-{i}", _say, "ready") for i in range(64)]
     assert [child.receive(30) for child in children] == ["ready"] * 64
     assert time.monotonic() - start < 10
+
+
+def _count(signals: list[Signal]) -> None:
+    for signal_ in signals:
+        signal_.wait()
+    send_to_master(len({signal_.fileno() for signal_ in signals}))
+
+
+@pytest.mark.parametrize("number", [0, 249, 250, 251, 600])
+def test_a_child_can_be_given_hundreds_of_descriptors(launcher, number):
+    signals = [Signal() for _ in range(number)]
+    child = launcher.start("counter", _count, signals)
+    for signal_ in signals:  # each is the master's own, not just any descriptor
+        signal_.post()
+    assert child.receive(30) == number
+    assert child.join(10) and child.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["raise ValueError('no licence')", "import rlsurreal.no_such_module", "1 / 0", "def broken(:"],
+    ids=["value-error", "import-error", "arithmetic", "syntax"],
+)
+def test_a_module_that_cannot_be_preloaded_stops_nobody(tmp_path, monkeypatch, content):
+    (tmp_path / "cannot_be_imported.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    launcher = Launcher(["cannot_be_imported", "json.tool"])
+    try:
+        assert launcher.start("talker", _loaded).receive(30) == (False, True)
+    finally:
+        launcher.close()
+
+
+def _loaded() -> None:
+    send_to_master(("cannot_be_imported" in sys.modules, "json.tool" in sys.modules))
+
+
+def test_paths_may_be_objects(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    launcher = Launcher()
+    try:
+        child = launcher.start("talker", _places)
+        assert str(tmp_path) in child.receive(30)
+    finally:
+        launcher.close()
+
+
+def _places() -> None:
+    send_to_master(sys.path)
+
+
+def test_the_end_of_the_process_that_starts_workers_is_said():
+    launcher = Launcher()
+    try:
+        child = launcher.start("worker-3", _sleep)
+        child.receive(30)
+        launcher._zygote.kill()
+        start = time.monotonic()
+        with pytest.raises(ChildError, match="(?s)worker-3 failed.*process that starts workers has ended"):
+            child.receive(30)
+        with pytest.raises(ChildError, match="process that starts workers has ended"):
+            child.check()
+        launcher._zygote.wait(10)
+        with pytest.raises(ChildError, match="process that starts workers ended with status -9 before worker-4"):
+            for _ in range(2):  # a socket takes one request more
+                launcher.start("worker-4", _sleep)
+        assert time.monotonic() - start < 5
+    finally:
+        launcher.close()

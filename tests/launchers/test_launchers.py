@@ -1,5 +1,6 @@
 """The commands of launchers/, run as a user runs them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -152,3 +153,20 @@ def test_plot_groups_seeds_and_separates_experiments(tmp_path):
     groups = plot.group_by_experiment(sorted(path for path in tmp_path.iterdir() if path.is_dir()))
     assert {name: len(members) for name, members in groups.items()} == {"debug": 2, "slow": 1}
     assert "no column" in run("plot.py", tmp_path, "--y", "nothing", status=2)
+
+
+def test_settings_changed_at_a_resume_stay_changed(tmp_path):
+    quiet = ["console=off", "tensorboard=false"]
+    run("train.py", "debug", f"root={tmp_path}", "total_env_steps=512", *quiet)
+    folder = tmp_path / "debug_0"
+
+    def budget(name: str) -> int:
+        return json.loads((folder / name).read_text())["fields"]["total_env_steps"]
+
+    run("train.py", "--resume", folder, "total_env_steps=1024", *quiet)
+    assert (budget("config.json"), budget("config_0.json")) == (1024, 512)
+    run("train.py", "--resume", folder)
+    assert budget("config.json") == 1024
+    assert [path.name for path in folder.glob("config_*.json")] == ["config_0.json"], "nothing was changed this time"
+    steps = [int(line.split(",")[0]) for line in (folder / "progress.csv").read_text().splitlines()[1:]]
+    assert 1024 <= steps[-1] < 1024 + 256

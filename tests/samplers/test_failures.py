@@ -1,12 +1,17 @@
 """Whatever goes wrong surfaces in the master within seconds, with its cause, and leaves nothing behind."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from dataclasses import dataclass
+from typing import Any
 
+import cloudpickle
 import numpy as np
 import psutil
 import pytest
@@ -21,6 +26,7 @@ from rlsurreal.testing.envs import FailingEnv
 from rlsurreal.utils.namedarraytuple import tree_map
 
 pytestmark = pytest.mark.processes
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # child processes cannot import this file
 
 KINDS = {
     "worker": dict(),
@@ -231,3 +237,243 @@ def test_replacing_needs_workers_that_act():
         ParallelSampler(
             env=failing("die"), batch=BatchSpec(8, 4), on_worker_failure="replace", inference=InferenceServer()
         )
+
+
+# ---------------------------------------------------------------- interrupted calls
+
+CALLS = {
+    "obtain": lambda sampler: sampler.obtain(),
+    "evaluate": lambda sampler: sampler.evaluate(),
+}
+
+
+def started(sampler: ParallelSampler, agent: TapeAgent | None = None) -> ParallelSampler:
+    agent = agent or TapeAgent()
+    try:
+        agent.initialize(sampler.connect(seed=3), seed=1)
+        sampler.initialize(agent, discount=0.9)
+        sampler.release(sampler.obtain())
+    except BaseException:
+        sampler.close()
+        raise
+    return sampler
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def assert_unusable(sampler: ParallelSampler, before: list[psutil.Process]) -> None:
+    """Later calls say what to do, and closing takes no time."""
+    start = time.monotonic()
+    for call in CALLS.values():
+        with pytest.raises(RuntimeError, match=r"did not come to its end; close\(\)"):
+            call(sampler)
+    sampler.close()
+    assert time.monotonic() - start < 3
+    assert children() == before
+
+
+@pytest.mark.parametrize("kind", ["served", "overlapped"])
+@pytest.mark.parametrize("call", CALLS)
+def test_after_an_interrupted_call_only_close_is_left(monkeypatch, call, kind):
+    before = children()
+    sampler = started(
+        ParallelSampler(env=GymnasiumEnv(factory="CartPole-v1"), batch=BatchSpec(8, 4), num_workers=2, **KINDS[kind])
+    )
+    try:
+        if call == "obtain":
+            monkeypatch.setattr(sampler._crew, "wait_all_done", _interrupt)
+        else:
+            monkeypatch.setattr(sampler, "_fill_evaluation", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            CALLS[call](sampler)
+        monkeypatch.undo()
+        assert_unusable(sampler, before)
+    finally:
+        sampler.close()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interrupt_while_an_environment_hangs(call):
+    hanging = failing("block", at=3)
+    before = children()
+    sampler = ParallelSampler(
+        env=hanging if call == "obtain" else failing("block", at=10**9),
+        batch=BatchSpec(2, 4),
+        num_workers=2,
+        inference=InferenceServer(),
+        evaluation=EvalSpec(env=GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "block", "at": 30}), num_envs=2),
+    )
+    previous = signal.signal(signal.SIGUSR2, _interrupt)
+    try:
+        started(sampler)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+        with pytest.raises(KeyboardInterrupt):
+            CALLS[call](sampler)
+        assert_unusable(sampler, before)
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+        sampler.close()
+
+
+def test_samples_can_be_released_after_an_interrupt(monkeypatch):
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory="CartPole-v1"), batch=BatchSpec(8, 4), num_workers=1, num_slots=2
+    )
+    try:
+        samples = started(sampler).obtain()
+        monkeypatch.setattr(sampler, "_fill_evaluation", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.evaluate()
+        sampler.release(samples)
+    finally:
+        sampler.close()
+
+
+# ---------------------------------------------------------------- nothing is left
+
+
+@pytest.mark.parametrize("with_workers", [False, True], ids=["connected-only", "with-workers"])
+def test_closing_and_connecting_again_leaves_nothing(with_workers):
+    before, counts = children(), []
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory="CartPole-v1"),
+        batch=BatchSpec(8, 4),
+        num_workers=2,
+        inference=InferenceServer(schedule="dynamic"),
+        evaluation=EvalSpec(num_envs=2, episodes_per_env=1),
+    )
+    for _ in range(4):
+        agent = TapeAgent()
+        try:
+            agent.initialize(sampler.connect(seed=0), seed=0)
+            assert len(children()) > len(before)
+            if with_workers:
+                sampler.initialize(agent, discount=0.9)
+                sampler.release(sampler.obtain())
+                assert len(sampler.evaluate()) == 2
+        finally:
+            sampler.close()
+        assert children() == before
+        gc.collect()
+        counts.append(psutil.Process().num_fds())
+    assert counts[1:] == counts[:1] * 3
+
+
+def test_closing_after_a_connect_that_failed_leaves_nothing():
+    before = children()
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory="CartPole-v1"), batch=BatchSpec(8, 4), num_workers=2, inference=InferenceServer()
+    )
+    started(sampler).close()
+    sampler.evaluation = EvalSpec(env=GymnasiumEnv(factory="Pendulum-v1"))
+    with pytest.raises(ValueError, match="they must be the same"):
+        sampler.connect(seed=0)
+    sampler.close()
+    assert children() == before
+
+
+class WithSimulator(FailingEnv):
+    """Keeps a process of its own, and ends it when it is closed."""
+
+    def __init__(self, seconds: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.simulator = subprocess.Popen(["sleep", str(seconds)])
+
+    def close(self) -> None:
+        self.simulator.kill()
+
+
+@pytest.mark.parametrize("kind", ["worker", "served"])
+def test_what_environments_started_is_gone_after_another_one_failed(kind):
+    seconds = 100_000 + os.getpid()  # a command line like no other
+    env = GymnasiumEnv(
+        factory=WithSimulator,
+        kwargs={"seconds": seconds, "mode": "raise_in_step", "at": 3, "only_seed": env_seed(3, 2)},
+    )
+
+    def simulators() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", str(seconds)]]
+
+    try:
+        with pytest.raises(ChildError, match="FailingEnv fails in step"):
+            sample(ParallelSampler(env=env, batch=BatchSpec(8, 4), num_workers=1, **KINDS[kind]))
+        deadline = time.monotonic() + 2
+        while simulators() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not simulators()
+    finally:
+        for process in simulators():
+            process.kill()
+
+
+# ---------------------------------------------------------------- who is to blame
+
+
+@dataclass(kw_only=True, eq=False)
+class Sleepy(TapeAgent):
+    """Falls asleep in its third action."""
+
+    def act(self, inputs: Any, state: Any, noise: Any) -> Any:
+        self.num_acts = getattr(self, "num_acts", 0) + 1
+        if self.num_acts == 3:
+            time.sleep(3600)
+        return super().act(inputs, state, noise)
+
+
+def test_a_hanging_inference_server_is_named_with_where_it_is():
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory="CartPole-v1"),
+        batch=BatchSpec(8, 4),
+        num_workers=2,
+        num_slots=2,
+        inference=InferenceServer(),
+        step_timeout_s=1.0,
+    )
+    with pytest.raises(TimeoutError, match=r"no step for 1 s, because of inference-server-0 \(cpu\)") as caught:
+        started(sampler, Sleepy())
+    assert f'"{__file__}", line' in str(caught.value) and "in act" in str(caught.value), "the stack of the server"
+
+
+def test_errors_in_evaluation_environments_say_so():
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "raise_in_step", "at": 10**9}),
+        batch=BatchSpec(8, 4),
+        num_workers=2,
+        inference=InferenceServer(),
+        evaluation=EvalSpec(env=GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "raise_in_step"})),
+    )
+    try:
+        started(sampler)
+        with pytest.raises(ChildError, match=r"in an evaluation: environment \d.*fails in step"):
+            sampler.evaluate()
+    finally:
+        sampler.close()
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_a_worker_lost_while_it_was_idle_is_replaced_before_an_evaluation(num_slots, caplog):
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory="CartPole-v1"),
+        batch=BatchSpec(8, 4),
+        num_workers=2,
+        num_slots=num_slots,
+        on_worker_failure="replace",
+        evaluation=EvalSpec(num_envs=4, episodes_per_env=1),
+    )
+    try:
+        started(sampler)
+        leased = [sampler.obtain() for _ in range(num_slots)]  # nothing is left to do
+        lost = sampler._crew.members[1].child
+        os.kill(lost.pid, signal.SIGKILL)
+        assert lost.join(10)
+        games = sampler.evaluate()
+        assert sorted(game.env for game in games) == [0, 1, 2, 3] and "replacing a worker" in caplog.text
+        for samples in leased:
+            sampler.release(samples)
+        samples = sampler.obtain()
+        np.testing.assert_array_equal(samples.env.valid[0], [True, True, False, False])
+        assert samples.env.valid[1, :2].all()
+    finally:
+        sampler.close()

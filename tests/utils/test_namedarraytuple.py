@@ -334,3 +334,24 @@ def test_where_first() -> None:
     picked = where_first(first, Inner(torch.zeros(2, 3), torch.zeros(2)), Inner(torch.ones(2, 3), torch.ones(2)))
     assert picked.a.tolist() == [[0, 0, 0], [1, 1, 1]] and picked.b.tolist() == [0, 1]
     assert where_first(first, None, None) is None
+
+
+# ---------------------------------------------------------------- garbage collection
+
+COLLECTED_ALL_THE_TIME = """
+import gc
+import numpy
+gc.set_threshold(1)
+import rlsurreal.structs
+from rlsurreal.utils.namedarraytuple import namedarraytuple
+for i in range(200):
+    made = namedarraytuple(f"Made{i}", (f"x{i}", f"y{i}"))
+    value = made(1, 2)
+    assert made._fields == (f"x{i}", f"y{i}") and (getattr(value, f"x{i}"), getattr(value, f"y{i}")) == (1, 2)
+print("fine")
+"""
+
+
+def test_classes_can_be_made_whenever_the_garbage_collector_runs() -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTED_ALL_THE_TIME], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr
