@@ -105,6 +105,7 @@ def test_workers_are_pinned_apart():
         pytest.skip("one CPU: nothing to keep apart")
     sampler = start(env=BY_VALUE, batch=BatchSpec(4, 2), num_workers=2, inference=InferenceServer())
     try:
+        sampler.obtain()
         pinned = [set(psutil.Process(member.child.pid).cpu_affinity()) for member in sampler._crew.members]
         assert not pinned[0] & pinned[1] and pinned[0] | pinned[1] <= set(cpus)
     finally:
