@@ -23,15 +23,13 @@ class Affinity:
 
     master_cpus: tuple[int, ...] = ()
     worker_cpus: tuple[tuple[int, ...], ...] = ((),)  # one entry for each worker
-    master_threads: int = 1  # of PyTorch, in the process that learns
     worker_threads: int = 1  # of PyTorch, in each worker
 
     def __post_init__(self) -> None:
         if not self.worker_cpus:
             raise ValueError("Affinity.worker_cpus is empty; give an entry for each worker: () leaves it unpinned")
-        for name in ("master_threads", "worker_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Affinity.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.worker_threads < 1:
+            raise ValueError(f"Affinity.worker_threads is {self.worker_threads}; it must be at least 1")
 
     @property
     def num_workers(self) -> int:
@@ -69,11 +67,10 @@ def make_affinity(
     num_workers = num_cpus if num_workers is None else num_workers
     if num_workers < 1:
         raise ValueError(f"num_workers is {num_workers}; it must be at least 1")
-    master_threads = min(num_cpus, len({_place(cpu)[:2] for cpu in chosen}))  # hyperthreads slow matrix products down
     if not _CAN_PIN or num_cpus < len(chosen):
-        return Affinity((), ((),) * num_workers, master_threads, worker_threads)
+        return Affinity((), ((),) * num_workers, worker_threads)
     parts = split_cpus(chosen, min(num_workers, len(chosen)))
-    return Affinity(chosen, tuple(parts[w % len(parts)] for w in range(num_workers)), master_threads, worker_threads)
+    return Affinity(chosen, tuple(parts[w % len(parts)] for w in range(num_workers)), worker_threads)
 
 
 def split_cpus(cpus: Sequence[int], num_parts: int) -> list[tuple[int, ...]]:
@@ -136,13 +133,6 @@ def pin(cpus: Sequence[int]) -> bool:
         _log.warning("cannot pin process %d to CPUs %s (%s); it runs unpinned", os.getpid(), format_cpus(cpus), error)
         return False
     return True
-
-
-def set_torch_threads(num_threads: int) -> None:
-    """How many threads PyTorch's CPU operations use in this process (imports torch)."""
-    import torch
-
-    torch.set_num_threads(num_threads)
 
 
 def format_cpus(cpus: Iterable[int]) -> str:

@@ -54,7 +54,6 @@ def test_workers_cover_the_cpus(machine: pytest.MonkeyPatch) -> None:
             load = [sum(cpu in cpus for cpus in made.worker_cpus) for cpu in range(8)]
             assert max(load) - min(load) <= 1
     assert make_affinity().num_workers == 8
-    assert make_affinity().master_threads == 4  # cores, not hyperthreads
     assert make_affinity(worker_threads=2).worker_threads == 2
 
 
@@ -67,14 +66,14 @@ def test_experiments_on_one_machine_do_not_overlap(machine: pytest.MonkeyPatch) 
 
 def test_one_cpu(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(affinity, "usable_cpus", lambda: (5,))
-    assert make_affinity() == Affinity((5,), ((5,),), 1, 1)
-    assert make_affinity(3) == Affinity((5,), ((5,), (5,), (5,)), 1, 1)
+    assert make_affinity() == Affinity((5,), ((5,),), 1)
+    assert make_affinity(3) == Affinity((5,), ((5,), (5,), (5,)), 1)
 
 
 @pytest.mark.parametrize(("quota", "num_workers"), [(2.0, 2), (2.5, 3), (0.5, 1)])
 def test_nobody_is_pinned_under_a_quota(machine: pytest.MonkeyPatch, quota: float, num_workers: int) -> None:
     machine.setattr(affinity, "cpu_quota", lambda: quota)
-    assert make_affinity() == Affinity((), ((),) * num_workers, num_workers, 1)
+    assert make_affinity() == Affinity((), ((),) * num_workers, 1)
     assert make_affinity(6).worker_cpus == ((),) * 6
 
 
@@ -85,7 +84,7 @@ def test_a_quota_of_all_cpus_does_not_hinder_pinning(machine: pytest.MonkeyPatch
 
 def test_where_processes_cannot_be_pinned(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(affinity, "_CAN_PIN", False)
-    assert make_affinity(2) == Affinity((), ((), ()), 4, 1)
+    assert make_affinity(2) == Affinity((), ((), ()), 1)
     assert pin((0,)) is False
 
 
@@ -112,7 +111,7 @@ def test_wrong_arguments_name_themselves(machine: pytest.MonkeyPatch) -> None:
 
 def test_this_machine() -> None:
     made = make_affinity()
-    assert made.num_workers >= 1 and made.master_threads >= 1
+    assert made.num_workers >= 1 and made.worker_threads >= 1
     assert set(itertools.chain(*made.worker_cpus)) <= set(usable_cpus())
     assert from_tree(to_tree(made)) == made
 

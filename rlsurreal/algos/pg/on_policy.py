@@ -72,7 +72,6 @@ class OnPolicy:
         self._gradient_step = GradientStep(agent.module.parameters(), max_grad_norm=self.max_grad_norm)
         self._scaler = RewardScaler(batch.num_envs, self.discount) if self.scale_rewards else None
         self._generator = torch.Generator().manual_seed(seed)
-        self.num_updates = 0
 
     def _prepare(self, samples: Samples) -> tuple[Samples, Rollout]:
         """The slot on the agent's device, and the whole of it as a rollout."""
@@ -120,7 +119,6 @@ class OnPolicy:
 
         The statistics that chose the actions hold for the whole update, or the first ratio of PPO would not be 1.
         """
-        self.num_updates += 1
         num_steps = self._batch.num_steps
         self._agent.update_normalizer(tree_map(lambda o: o[:num_steps], samples.env.observation), rollout.valid)
         explained = explained_variance(rollout.old_value, rollout.target, rollout.valid)
@@ -134,7 +132,6 @@ class OnPolicy:
         return {
             "optimizer": copy.deepcopy(self._gradient_step.optimizer.state_dict()),  # torch's shares memory
             "generator": self._generator.get_state(),
-            "num_updates": self.num_updates,
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
 
@@ -142,7 +139,6 @@ class OnPolicy:
         """Continue from `state_dict`."""
         self._gradient_step.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._generator.set_state(state["generator"])
-        self.num_updates = state["num_updates"]
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
 
