@@ -25,19 +25,24 @@ class Row:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print a table."""
+    """Print a table, in Markdown."""
+    print("\n".join(table(rows)))
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The lines of a table in Markdown, its columns aligned."""
     header = ("workload", "name", "unit", "ours", "against", "theirs", "ratio")
     cells = [header] + [
-        (r.workload, r.name, r.unit, f"{r.ours:,.0f}", r.against, f"{r.theirs:,.0f}", f"{r.ratio:.3f}") for r in rows
+        (r.workload, r.name, r.unit, f"{r.ours:,.0f}", r.against, f"{r.theirs:,.0f}", f"{r.ratio:.2f}") for r in rows
     ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    left = {0, 1, 2, 4}
-    for n, line in enumerate(cells):
-        print(
-            "  ".join(f"{text:<{w}}" if i in left else f"{text:>{w}}" for i, (text, w) in enumerate(zip(line, widths)))
-        )
-        if n == 0:
-            print("  ".join("-" * w for w in widths))
+    numbers = {3, 5, 6}
+    lines = [
+        " | ".join(f"{text:>{w}}" if i in numbers else f"{text:<{w}}" for i, (text, w) in enumerate(zip(line, widths)))
+        for line in cells
+    ]
+    rule = "|".join("-" * (w + 1) + (":" if i in numbers else "-") for i, w in enumerate(widths))
+    return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
 
 
 def write(rows: Sequence[Row], path: Path | None) -> None:
