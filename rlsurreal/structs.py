@@ -247,8 +247,8 @@ class Algorithm(Protocol):
 
     discount: float
 
-    def initialize(self, agent: Any, batch: BatchSpec, *, seed: int) -> None:
-        """Build optimizers and other run-time state."""
+    def initialize(self, agent: Any, batch: BatchSpec, *, seed: int, num_iterations: int | None = None) -> None:
+        """Build optimizers and other run-time state.  ``num_iterations``: calls of `update` to come, if known."""
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """Learn from one slot, the part ``progress`` of the run being done.

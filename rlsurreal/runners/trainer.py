@@ -122,7 +122,9 @@ class Trainer:
         """Build everything; each part's random streams are derived from the one seed."""
         spaces = self.sampler.connect(seed=derive_seed(self.seed, "sampler"))
         self.agent.initialize(spaces, seed=derive_seed(self.seed, "model"), device=self.device)
-        self.algo.initialize(self.agent, self.sampler.batch, seed=derive_seed(self.seed, "algo"))
+        batch = self.sampler.batch
+        num_iterations = -(-self.total_env_steps // (batch.num_steps * batch.num_envs))
+        self.algo.initialize(self.agent, batch, seed=derive_seed(self.seed, "algo"), num_iterations=num_iterations)
         self.sampler.initialize(self.agent, discount=self.algo.discount)
 
     def _observers(

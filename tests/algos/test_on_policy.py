@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import A2C, PPO
-from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, minibatches, rows_of, sequences_of
+from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, minibatch, minibatch_indices, rows_of, sequences_of
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.samplers import SerialSampler
@@ -225,6 +226,10 @@ def numbered_rollout(num_chunks: int | None = None, num_steps: int = T, num_envs
     return Rollout(inputs, number, wide, number, number, number, number, number >= 0, number, state)
 
 
+def minibatches(data: Rollout, num_minibatches: int, generator: torch.Generator) -> list[Rollout]:
+    return [minibatch(data, index) for index in minibatch_indices(len(data.valid), num_minibatches, generator)]
+
+
 def test_rows_are_all_pairs_of_step_and_environment():
     rows = rows_of(numbered_rollout())
     assert rows.first is None and rows.state is None
@@ -245,7 +250,7 @@ def test_sequences_begin_at_recorded_states(num_chunks):
 @pytest.mark.parametrize("num_minibatches", [1, 2, 7, 16, 59, 60])
 def test_each_row_is_in_one_minibatch(num_minibatches):
     generator = torch.Generator().manual_seed(0)
-    parts = list(minibatches(rows_of(numbered_rollout()), num_minibatches, generator))
+    parts = minibatches(rows_of(numbered_rollout()), num_minibatches, generator)
     sizes = [len(part.valid) for part in parts]
     assert len(parts) == num_minibatches and max(sizes) - min(sizes) <= 1
     for part in parts:
@@ -259,7 +264,7 @@ def test_each_row_is_in_one_minibatch(num_minibatches):
 
 @pytest.mark.parametrize("num_minibatches", [1, 4, 15])
 def test_each_sequence_is_in_one_minibatch(num_minibatches):
-    parts = list(minibatches(sequences_of(numbered_rollout(3)), num_minibatches, torch.Generator().manual_seed(0)))
+    parts = minibatches(sequences_of(numbered_rollout(3)), num_minibatches, torch.Generator().manual_seed(0))
     columns = [column for part in parts for column in part.action.T.tolist()]
     assert sorted(columns) == sorted([100 * t + b for t in range(c, c + 4)] for c in (0, 4, 8) for b in range(B))
     for part in parts:
@@ -311,7 +316,9 @@ def spoil(samples: Samples, *, everything: bool) -> Samples:
 
 def assert_updates_equal(algo: Any, agent: ActorCriticAgent, one: Samples, other: Samples) -> dict[str, float]:
     """Metrics of the update, which must be the same from both."""
-    twin = copy.deepcopy(algo)
+    twin = dataclasses.replace(algo)
+    twin.initialize(copy.deepcopy(agent), algo._batch, seed=0)
+    twin.load_state_dict(algo.state_dict())
     metrics, twin_metrics = algo.update(one, 0.5), twin.update(other, 0.5)
     for (name, x), y in zip(agent.tensors().items(), twin._agent.tensors().values(), strict=True):
         assert x.isfinite().all() or name.endswith(("low", "high")), name
@@ -373,11 +380,13 @@ def test_normalizer_learns_from_the_valid_rows_after_the_update():
     seen = []
     step = algo._gradient_step
 
-    def watch(loss: Tensor, learning_rate: float) -> Tensor:
-        seen.append(float(agent.module.normalizer.leaves[0].count))
-        return step(loss, learning_rate)
+    loss = algo._loss
 
-    algo._gradient_step = watch
+    def watch(*inputs: Any) -> Any:
+        seen.append(float(agent.module.normalizer.leaves[0].count))
+        return loss(*inputs)
+
+    step._with_loss._loss = watch
     algo.update(samples, 0.0)
     rows = samples.env.observation[:T][samples.env.valid[:T]].double()
     leaf = agent.module.normalizer.leaves[0]

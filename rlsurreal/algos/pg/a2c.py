@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from rlsurreal.agents import ActorCriticAgent
-from rlsurreal.algos.pg.on_policy import OnPolicy, Rollout, rows_of, sequences_of
+from rlsurreal.algos.pg.on_policy import OnPolicy, Rollout, rows_of, sequences_of, time_first
 from rlsurreal.ops.losses import masked_mean, masked_normalize, value_loss
 from rlsurreal.structs import Samples
-from rlsurreal.utils.namedarraytuple import tree_map
 from rlsurreal.utils.schedules import Schedule
 
-METRICS = ("loss/policy", "loss/value", "loss/entropy")
+METRICS = ("loss/policy", "loss/value", "loss/entropy", "update/grad_norm")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,29 +29,42 @@ class A2C(OnPolicy):
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """One gradient step.  ``progress``: the part of the run that is done, for schedules.  Metrics."""
         samples, rollout = self._prepare(samples)
-        data = rows_of(rollout) if rollout.state is None else sequences_of(rollout)
-        if data.state is not None:
-            data = tree_map(lambda x: x.transpose(0, 1), data._replace(state=None))._replace(state=data.state)
-        loss, parts = a2c_loss(
-            self._agent,
-            data,
-            value_loss_coeff=self.value_loss_coeff,
-            entropy_coeff=self._entropy_coeff_at(progress),
-            normalize_advantage=self.normalize_advantage == "minibatch",
-        )
-        grad_norm = self._gradient_step(loss, self._learning_rate_at(progress))
+        data = rows_of(rollout) if rollout.state is None else time_first(sequences_of(rollout))
+        self._gradient_step.learning_rate.fill_(self._learning_rate_at(progress))
+        self._gradient_step(data, torch.tensor(float(self._entropy_coeff_at(progress)), device=self._agent.device))
         return {
-            **dict(zip(METRICS, parts)),
-            "update/grad_norm": grad_norm,
+            **dict(zip(METRICS, self._gradient_step.take_metrics())),
             "update/learning_rate": self._learning_rate_at(progress),
             **self._finish(samples, rollout),
         }
 
+    def _loss(self, data: Rollout, entropy_coeff: Tensor) -> tuple[Tensor, Tensor]:
+        return a2c_loss(
+            self._agent,
+            data,
+            value_loss_coeff=self.value_loss_coeff,
+            entropy_coeff=entropy_coeff,
+            normalize_advantage=self.normalize_advantage == "minibatch",
+        )
+
+    @property
+    def _num_steps_per_update(self) -> int:
+        return 1
+
+    @property
+    def _num_metrics(self) -> int:
+        return len(METRICS) - 1
+
 
 def a2c_loss(
-    agent: ActorCriticAgent, data: Rollout, *, value_loss_coeff: float, entropy_coeff: float, normalize_advantage: bool
+    agent: ActorCriticAgent,
+    data: Rollout,
+    *,
+    value_loss_coeff: float,
+    entropy_coeff: float | Tensor,
+    normalize_advantage: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and its parts in the order of `METRICS`.
+    """The loss, and its metrics in the order of `METRICS` (the gradient's norm is added later).
 
     loss = mean( -A * log pi(a|s) ) + value_loss_coeff * mean( (V - target)^2 ) / 2 - entropy_coeff * mean( H(pi) )
     """

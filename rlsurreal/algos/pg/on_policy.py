@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import itertools
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlsurreal.agents import ActorCriticAgent
 from rlsurreal.algos.pg.rewards import RewardScaler
-from rlsurreal.algos.update import GradientStep
+from rlsurreal.algos.update import Compile, GradientStep, should_compile
 from rlsurreal.ops.losses import explained_variance, masked_normalize
 from rlsurreal.ops.returns import generalized_advantage_estimation
 from rlsurreal.structs import AgentInputs, BatchSpec, Samples
@@ -48,6 +48,9 @@ class OnPolicy:
     max_grad_norm: float = 0.5
     normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
     scale_rewards: bool = False  # divide rewards by the running standard deviation of the discounted return
+    compile: Compile = (
+        "auto"  # the gradient step; "auto": if the run is long enough to earn back the time that it takes
+    )
 
     def __post_init__(self) -> None:
         for name in ("discount", "gae_lambda"):
@@ -63,15 +66,45 @@ class OnPolicy:
                 f"{type(self).__name__}.normalize_advantage is {self.normalize_advantage!r}; choose 'minibatch', "
                 "'batch' or 'off'"
             )
+        if self.compile not in ("auto", "on", "off"):
+            raise ValueError(f"{type(self).__name__}.compile is {self.compile!r}; choose 'auto', 'on' or 'off'")
         self._learning_rate_at = as_schedule(self.learning_rate)
         self._entropy_coeff_at = as_schedule(self.entropy_coeff)
 
-    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int) -> None:
-        """Build the optimizer.  ``batch``: the slots that `update` will see; ``seed``: of the minibatches."""
+    def initialize(
+        self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int, num_iterations: int | None = None
+    ) -> None:
+        """Build the optimizer.
+
+        Args:
+            agent: initialized.
+            batch: the slots that `update` will see.
+            seed: of the minibatches.
+            num_iterations: how often `update` will be called, as far as that is known.
+        """
         self._agent, self._batch = agent, batch
-        self._gradient_step = GradientStep(agent.module.parameters(), max_grad_norm=self.max_grad_norm)
+        num_steps = None if num_iterations is None else num_iterations * self._num_steps_per_update
+        # A recurrent pass goes from reset to reset, so its course depends on the data.
+        compile = should_compile(self.compile, num_steps) and not agent.module.recurrent
+        self._gradient_step = GradientStep(
+            agent.module, self._loss, self._num_metrics, max_grad_norm=self.max_grad_norm, compile=compile
+        )
         self._scaler = RewardScaler(batch.num_envs, self.discount) if self.scale_rewards else None
         self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    @abstractmethod
+    def _num_steps_per_update(self) -> int:
+        """Gradient steps, at most."""
+
+    @property
+    @abstractmethod
+    def _num_metrics(self) -> int:
+        """Length of the vector that `_loss` gives beside the loss."""
+
+    @abstractmethod
+    def _loss(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """The loss of a gradient step (see `GradientStep`)."""
 
     def _prepare(self, samples: Samples) -> tuple[Samples, Rollout]:
         """The slot on the agent's device, and the whole of it as a rollout."""
@@ -130,14 +163,14 @@ class OnPolicy:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""
         return {
-            "optimizer": copy.deepcopy(self._gradient_step.optimizer.state_dict()),  # torch's shares memory
+            "optimizer": self._gradient_step.state_dict(),
             "generator": self._generator.get_state(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._gradient_step.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._gradient_step.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
@@ -170,17 +203,20 @@ def sequences_of(rollout: Rollout) -> Rollout:
     return sequences._replace(state=states)
 
 
-def minibatches(data: Rollout, num_minibatches: int, generator: torch.Generator) -> Iterator[Rollout]:
-    """Every row (or sequence) of ``data`` once, in random order, in ``num_minibatches`` parts of nearly equal size.
+def minibatch_indices(num_items: int, num_minibatches: int, generator: torch.Generator) -> list[Tensor]:
+    """Every row (or sequence) once, in random order, in ``num_minibatches`` parts of nearly equal size."""
+    order = torch.randperm(num_items, generator=generator)
+    bounds = [num_items * i // num_minibatches for i in range(num_minibatches + 1)]
+    return list(order.split([stop - start for start, stop in itertools.pairwise(bounds)]))
 
-    Sequences come out ``[L, N]``, as models want them.
-    """
-    num_items = len(data.valid)
-    order = torch.randperm(num_items, generator=generator).to(data.valid.device)
-    shuffled: Rollout = tree_map(lambda x: x[order], data)  # once for all: slices of it cost nothing
-    for i in range(num_minibatches):
-        start, stop = num_items * i // num_minibatches, num_items * (i + 1) // num_minibatches
-        part = shuffled[start:stop]
-        if part.state is not None:
-            part = tree_map(lambda x: x.transpose(0, 1), part._replace(state=None))._replace(state=part.state)
-        yield part
+
+def minibatch(data: Rollout, index: Tensor) -> Rollout:
+    """The rows (or sequences) ``index`` of ``data``; sequences come out ``[L, N]``, as models want them."""
+    part: Rollout = tree_map(lambda x: x[index], data)
+    return part if part.state is None else time_first(part)
+
+
+def time_first(sequences: Rollout) -> Rollout:
+    """``[N, L]`` as ``[L, N]``; states stay ``[N]``."""
+    swapped: Rollout = tree_map(lambda x: x.transpose(0, 1), sequences._replace(state=None))
+    return swapped._replace(state=sequences.state)

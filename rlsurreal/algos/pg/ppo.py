@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from rlsurreal.agents import ActorCriticAgent
-from rlsurreal.algos.pg.on_policy import OnPolicy, Rollout, inputs_of, minibatches, rows_of, sequences_of
+from rlsurreal.algos.pg.on_policy import (
+    OnPolicy,
+    Rollout,
+    inputs_of,
+    minibatch,
+    minibatch_indices,
+    rows_of,
+    sequences_of,
+)
 from rlsurreal.ops.losses import masked_mean, masked_normalize, ppo_clip_loss, value_loss
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, tree_map
@@ -71,9 +79,11 @@ class PPO(OnPolicy):
         if self.adaptive_clip and self._clip_range_at(0.0) != _clamp(self._clip_range_at(0.0), _CLIP_BOUNDS):
             raise ValueError(f"PPO.clip_range is {self.clip_range}; with adaptive_clip it must lie in {_CLIP_BOUNDS}")
 
-    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int) -> None:
+    def initialize(
+        self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int, num_iterations: int | None = None
+    ) -> None:
         """Build the optimizer; see `OnPolicy.initialize`."""
-        super().initialize(agent, batch, seed=seed)
+        super().initialize(agent, batch, seed=seed, num_iterations=num_iterations)
         self._adaptive_clip_range = float(self._clip_range_at(0.0))
         self._adaptive_kl_coeff = self.kl_coeff
 
@@ -82,18 +92,18 @@ class PPO(OnPolicy):
         samples, rollout = self._prepare(samples)
         coefficients = self._coefficients(progress)
         learning_rate = self._learning_rate_at(progress)
-        parts = torch.zeros(len(METRICS), device=self._agent.device)
+        self._gradient_step.learning_rate.fill_(learning_rate)
         num_epochs = 0
         for epoch in range(self.num_epochs):
             if epoch > 0 and self.recompute_advantages:
                 rollout = self._rollout(samples, self._values(samples))
-            parts = self._epoch(rollout, coefficients, learning_rate)
+            metrics = self._epoch(rollout, coefficients)
             num_epochs += 1
-            if self.kl_stop is not None and float(parts[METRICS.index("policy/kl")]) > self.kl_stop:
+            if self.kl_stop is not None and float(metrics[METRICS.index("policy/kl")]) > self.kl_stop:
                 break
-        self._adapt(float(parts[METRICS.index("policy/kl")]))
+        self._adapt(float(metrics[METRICS.index("policy/kl")]))
         return {
-            **dict(zip(METRICS, parts)),
+            **dict(zip(METRICS, metrics)),
             "update/epochs": num_epochs,
             "update/learning_rate": learning_rate,
             "policy/clip_range": coefficients.clip_range,
@@ -101,16 +111,25 @@ class PPO(OnPolicy):
             **self._finish(samples, rollout),
         }
 
-    def _epoch(self, rollout: Rollout, coefficients: Coefficients, learning_rate: float) -> Tensor:
+    def _epoch(self, rollout: Rollout, coefficients: Coefficients) -> Tensor:
         """Every row once.  Means over the minibatches, in the order of `METRICS`."""
         data = rows_of(rollout) if rollout.state is None else sequences_of(rollout)
-        total = torch.zeros(len(METRICS), device=self._agent.device)
-        num_minibatches = min(self.num_minibatches, len(data.valid))
-        for minibatch in minibatches(data, num_minibatches, self._generator):
-            loss, parts = ppo_loss(self._agent, minibatch, coefficients, self)
-            total[:-1] += parts
-            total[-1] += self._gradient_step(loss, learning_rate)
-        return total / num_minibatches
+        num_items = len(data.valid)
+        indices = minibatch_indices(num_items, min(self.num_minibatches, num_items), self._generator)
+        for index in indices:
+            self._gradient_step(data, index.to(self._agent.device, non_blocking=True), coefficients)
+        return self._gradient_step.take_metrics()
+
+    def _loss(self, data: Rollout, index: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+        return ppo_loss(self._agent, minibatch(data, index), coefficients, self)
+
+    @property
+    def _num_steps_per_update(self) -> int:
+        return self.num_epochs * self.num_minibatches
+
+    @property
+    def _num_metrics(self) -> int:
+        return len(METRICS) - 1
 
     @torch.no_grad()
     def _values(self, samples: Samples) -> Tensor:
@@ -123,7 +142,7 @@ class PPO(OnPolicy):
     def _coefficients(self, progress: float) -> Coefficients:
         clip_range = self._adaptive_clip_range if self.adaptive_clip else self._clip_range_at(progress)
         numbers = (clip_range, self._adaptive_kl_coeff, self._entropy_coeff_at(progress))
-        return Coefficients(*(torch.tensor(number, device=self._agent.device) for number in numbers))
+        return Coefficients(*(torch.tensor(float(number), device=self._agent.device) for number in numbers))
 
     def _adapt(self, kl: float) -> None:
         low, high = (bound * self.kl_target for bound in _KL_BAND)
@@ -144,7 +163,7 @@ class PPO(OnPolicy):
 
 
 def ppo_loss(agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients, ppo: PPO) -> tuple[Tensor, Tensor]:
-    """The loss of a minibatch, and its parts in the order of `METRICS` (but for the gradient's norm).
+    """The loss of a minibatch, and its metrics in the order of `METRICS` (the gradient's norm is added later).
 
     clip:        policy = -mean( min( ratio * A, clip(ratio, 1 - c, 1 + c) * A ) )
     kl_penalty:  policy = -mean( ratio * A ) + kl_coeff * KL + kl_hinge_coeff * max(0, KL - 2 kl_target)^2,
@@ -168,8 +187,7 @@ def ppo_loss(agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients,
     critic = value_loss(value, data.target, valid, old_value=data.old_value, clip_range=ppo.value_clip_range)
     entropy = masked_mean(distribution.entropy(params), valid)
     loss = policy_loss + ppo.value_loss_coeff * critic - coefficients.entropy_coeff * entropy
-    parts = torch.stack([policy_loss, critic, entropy, kl, policy.clip_fraction]).detach()
-    return loss, parts
+    return loss, torch.stack([policy_loss, critic, entropy, kl, policy.clip_fraction]).detach()
 
 
 def _clamp(value: float, bounds: tuple[float, float]) -> float:
