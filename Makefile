@@ -18,7 +18,7 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -x -m "not slow and not gpu and not processes"
+	$(BIN)/python -m pytest -q -x -m "not slow and not gpu and not processes and not compiles"
 
 format: venv
 	$(BIN)/ruff format .

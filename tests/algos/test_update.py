@@ -48,7 +48,7 @@ def test_gradient_is_clipped_by_its_whole_norm(max_grad_norm, shrink):
     assert own.two.grad.item() == pytest.approx(12 * shrink)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_steps_equal_adam_with_the_rates_given(compile):
     own, theirs = Pair(), Pair()
     step = make_step(own, eps=1e-3, compile=compile)
@@ -74,7 +74,7 @@ def test_gradients_do_not_add_up_and_metrics_are_means():
     assert step.take_metrics()[0].item() == pytest.approx(47 + 9)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_clipping_comes_after_the_reduction_over_ranks(compile):
     one, two = Pair(), Pair()
     step = make_step(one, max_grad_norm=6.5, reduce=lambda gradient: 2 * gradient, compile=compile)
@@ -97,7 +97,7 @@ def test_parameters_without_part_in_the_loss_and_frozen_ones_stay():
     assert own.frozen.item() == 7 and own.idle.item() == 5 and own.two.item() != 3
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_saved_state_continues_in_either_mode(compile):
     one, two = Pair(), Pair()
     first = make_step(one)
@@ -146,6 +146,7 @@ class Branching(Pair):
         return super().loss(square if float(self.two) > 0 else 2 * square)
 
 
+@pytest.mark.compiles
 def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(caplog):
     own, theirs = Branching(), Branching()
     step, plain = make_step(own, compile=True), make_step(theirs)
@@ -158,6 +159,7 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so_once(caplog):
     torch.testing.assert_close(list(own.parameters()), list(theirs.parameters()))
 
 
+@pytest.mark.compiles
 def test_without_a_compiler_it_runs_eagerly(tmp_path):
     script = (
         "import logging, torch; logging.basicConfig()\n"
