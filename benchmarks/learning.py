@@ -167,7 +167,7 @@ def draw(task: str, results: dict[str, list[dict[str, Any]]], out: Path) -> None
         grid = np.linspace(max(curve[0][0] for curve in curves), stop, 200)
         rows = [np.interp(grid, *np.array(curve).T) for curve in curves]
         axes.plot(grid, np.mean(rows, axis=0), color=color, linewidth=2, label=f"{who} ({len(runs)} seeds)")
-    axes.set(title=task, xlabel="environment steps", ylabel=learning_tasks.TASKS[task].metric)
+    axes.set(title=task, xlabel="environment steps", ylabel="mean return of recent games")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     FigureCanvasAgg(figure).print_png(out)
