@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import gymnasium as gym
     import torch
 
+    from rlsurreal.utils.programs import Compile, Program
+
 
 # ---------------------------------------------------------------- data
 
@@ -242,13 +244,41 @@ class Agent(Protocol):
         """Take the newest published parameters, if they are new."""
 
 
+@runtime_checkable
+class CompilesAct(Protocol):
+    """An agent whose choice of actions can be compiled."""
+
+    def compile_act(self, inputs: AgentInputs, state: Tree, noise: Noise, step: AgentStep) -> Program:
+        """A program ``(self.act_tensors(), inputs, state, step, noise)`` that acts, and writes ``step`` and ``state``.
+
+        The arguments are examples.
+
+        Raises:
+            CompileError: it cannot be compiled.
+        """
+
+    def act_tensors(self) -> dict[str, torch.Tensor]:
+        """The program's first argument: what the model computes with."""
+
+
 class Algorithm(Protocol):
     """Learns from samples."""
 
     discount: float
 
-    def initialize(self, agent: Any, batch: BatchSpec, *, seed: int, num_iterations: int | None = None) -> None:
-        """Build optimizers and other run-time state.  ``num_iterations``: calls of `update` to come, if known."""
+    def initialize(
+        self,
+        agent: Any,
+        batch: BatchSpec,
+        *,
+        seed: int,
+        compile: Compile = "off",
+        num_iterations: int | None = None,
+    ) -> None:
+        """Build optimizers and other run-time state.
+
+        ``compile``: whether to compile the gradient step; ``num_iterations``: calls of `update` to come, if known.
+        """
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """Learn from one slot, the part ``progress`` of the run being done.
@@ -271,8 +301,13 @@ class Sampler(Protocol):
     def connect(self, *, seed: int) -> Spaces:
         """Find out the spaces (the environments may be built by this)."""
 
-    def initialize(self, agent: Any, *, discount: float) -> None:
-        """Allocate the slots and start sampling processes.  ``agent`` is initialized already."""
+    def initialize(
+        self, agent: Any, *, discount: float, compile: Compile = "off", num_iterations: int | None = None
+    ) -> None:
+        """Allocate the slots and start sampling processes.  ``agent`` is initialized already.
+
+        ``compile``: whether to compile the choice of actions; ``num_iterations``: slots to come, if known.
+        """
 
     def obtain(self) -> Samples:
         """The next slot, torch tensors ``[T+1, B]`` over the sampler's memory, leased until `release`."""

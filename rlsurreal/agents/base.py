@@ -18,7 +18,10 @@ import torch
 from torch import nn
 
 from rlsurreal.distributed.parameters import Publication, SharedParameters
-from rlsurreal.structs import Spaces
+from rlsurreal.structs import AgentInputs, AgentStep, Noise, Spaces
+from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.programs import Program, compile_program
+from rlsurreal.utils.torch_tree import named_tensors
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,6 +97,29 @@ class ModelAgent:
         """Take the newest published parameters, if they are new."""
         self.version, self._taken = self._followed.pull(self._own_tensors, self._taken)
 
+    def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
+        """Choose actions; see `rlsurreal.structs.Agent`."""
+        raise NotImplementedError
+
+    def act_tensors(self) -> dict[str, torch.Tensor]:
+        """What `act` computes with."""
+        return named_tensors(self.module)
+
+    def compile_act(self, inputs: AgentInputs, state: Tree, noise: Noise, step: AgentStep) -> Program:
+        """See `rlsurreal.structs.CompilesAct`."""
+        acting = _Acting(self)
+
+        def act(
+            tensors: dict[str, torch.Tensor], inputs: AgentInputs, state: Tree, step: AgentStep, noise: Noise
+        ) -> None:
+            own = {f"module.{name}": tensor for name, tensor in tensors.items()}
+            with torch.no_grad():
+                new = torch.func.functional_call(acting, own, (inputs, state, noise), tie_weights=False)
+                for old, result in zip((step, state), new):
+                    tree_map(torch.Tensor.copy_, old, result)
+
+        return compile_program(act, self.act_tensors(), inputs, state, step, noise)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the agent."""
         return {
@@ -105,3 +131,15 @@ class ModelAgent:
         """Continue from `state_dict`, and publish."""
         self.module.load_state_dict(state["module"])
         self.publish(int(state["version"]))
+
+
+class _Acting(nn.Module):
+    """A module whose forward pass is an agent's `act`, so that `torch.func.functional_call` can put in its tensors."""
+
+    def __init__(self, agent: ModelAgent) -> None:
+        super().__init__()
+        self.module = agent.module
+        self._agent = agent
+
+    def forward(self, inputs: AgentInputs, state: Tree, noise: Noise) -> tuple[AgentStep, Tree]:
+        return self._agent.act(inputs, state, noise)

@@ -2,7 +2,7 @@
 
     loss(*inputs) --> gradients --> reduce --> clip and apply
     eager:     autograd, then the fused Adam, over one flat buffer of parameters and one of gradients
-    compiled:  all of it as one graph (two, around ``reduce``, where there are several ranks)
+    compiled:  all of it as one program (two, around ``reduce``, where there are several ranks)
 
 Small networks on a CPU, and nearly all on a GPU, lose most of their time between operations.  So parameters are views
 of one flat buffer, which makes clipping and Adam a few operations, and the compiled step is a single call.
@@ -10,33 +10,22 @@ of one flat buffer, which makes clipping and Adam a few operations, and the comp
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlsurreal.utils.namedarraytuple import Tree
+from rlsurreal.utils.programs import CompileError, Specialized
+from rlsurreal.utils.torch_tree import named_tensors
 
-Compile = Literal["auto", "on", "off"]
 Reduce = Callable[[Tensor], Tensor]
 Loss = Callable[..., tuple[Tensor, Tensor]]
 
 _BETA1, _BETA2 = 0.9, 0.999
-# On two cores compiling takes 20 to 40 s and saves about 0.7 ms a step.
-_MIN_STEPS_TO_COMPILE = 50_000
-
 _log = logging.getLogger("rlsurreal")
-
-
-def should_compile(setting: Compile, num_steps: int | None) -> bool:
-    """What ``setting`` comes to: "auto" compiles where ``num_steps`` gradient steps will earn back the time it takes.
-
-    ``num_steps`` is None where nobody knows how many there will be: then "auto" does not compile.
-    """
-    return setting == "on" or (setting == "auto" and num_steps is not None and num_steps >= _MIN_STEPS_TO_COMPILE)
 
 
 class GradientStep:
@@ -68,10 +57,10 @@ class GradientStep:
         self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._shapes = [module.get_parameter(name).shape for name in self._names]
         self._flat = nn.Parameter(flatten_parameters(module))
-        self._flat.grad = torch.zeros_like(self._flat)
-        for name, gradient in self._split(self._flat.grad).items():
+        self._flat.grad = self._gradient = torch.zeros_like(self._flat)
+        for name, gradient in self._split(self._gradient).items():
             module.get_parameter(name).grad = gradient
-        self._with_loss = _WithLoss(module, loss)
+        self._module, self._with_loss = module, _WithLoss(module, loss)
         self._max_grad_norm, self._eps, self._reduce = max_grad_norm, eps, reduce
         self.learning_rate = torch.zeros((), device=self._flat.device)
         betas = (_BETA1, _BETA2)
@@ -88,14 +77,10 @@ class GradientStep:
         self._num_steps += 1
         if self._compiled is not None:
             try:
-                with torch.no_grad():
-                    return self._compiled(*inputs)
-            except Exception as error:
-                if not _is_from_compiler(error):
-                    raise
+                return self._compiled(*inputs)
+            except CompileError as error:
                 self._compiled = None
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                _log.warning("the update cannot be compiled and runs eagerly (compile='off' is quiet): %s", reason)
+                _log.warning("the update cannot be compiled and runs eagerly (compile='off' is quiet): %s", error)
         self._eager(*inputs)
 
     def take_metrics(self) -> Tensor:
@@ -117,8 +102,7 @@ class GradientStep:
     # ------------------------------------------------------------ eager
 
     def _eager(self, *inputs: Tree) -> None:
-        gradient = self._flat.grad
-        assert gradient is not None
+        gradient = self._gradient
         gradient.zero_()
         loss, metrics = self._with_loss(*inputs)
         loss.backward()
@@ -133,15 +117,24 @@ class GradientStep:
     # ------------------------------------------------------------ compiled
 
     def _compile(self) -> Callable[..., None]:
-        flat, state = self._flat.detach(), self._state
+        flat, gradient, state, sums = self._flat.detach(), self._gradient, self._state, self._sums
+        learning_rate, reduce = self.learning_rate, self._reduce
+        named = named_tensors(self._with_loss)
+        trained = {id(self._module.get_parameter(name)): name for name in self._names}
+        fixed = {name: tensor for name, tensor in named.items() if id(tensor) not in trained}
+        canonical = {name: trained[id(tensor)] for name, tensor in named.items() if id(tensor) in trained}
 
-        def gradients(flat: Tensor, sums: Tensor, *inputs: Tree) -> Tensor:
-            parts, (_, metrics) = torch.func.grad_and_value(self._functional, has_aux=True)(self._split(flat), *inputs)
+        def gradients(out: Tensor, flat: Tensor, fixed: dict[str, Tensor], sums: Tensor, inputs: Any) -> None:
+            own = {name: part.detach().requires_grad_() for name, part in self._split(flat).items()}
+            tensors = {**fixed, **{name: own[first] for name, first in canonical.items()}}
+            with torch.enable_grad():
+                loss, metrics = torch.func.functional_call(self._with_loss, tensors, inputs, tie_weights=False)
+                parts = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
             sums[:-1] += metrics
-            return torch.cat([part.reshape(-1) for part in parts.values()])
+            out.copy_(torch.cat([part.reshape(-1) for part in parts]))
 
         def apply(
-            flat: Tensor, sums: Tensor, state: dict[str, Tensor], learning_rate: Tensor, gradient: Tensor
+            gradient: Tensor, flat: Tensor, sums: Tensor, state: dict[str, Tensor], learning_rate: Tensor
         ) -> None:
             norm = torch.linalg.vector_norm(gradient)
             sums[-1] += norm
@@ -153,21 +146,28 @@ class GradientStep:
             rate = learning_rate / (1 - _BETA1 ** state["step"])
             flat -= rate * state["exp_avg"] / (state["exp_avg_sq"].sqrt() / scale + self._eps)
 
-        def whole(flat: Tensor, sums: Tensor, state: dict[str, Tensor], learning_rate: Tensor, *inputs: Tree) -> None:
-            apply(flat, sums, state, learning_rate, gradients(flat, sums, *inputs))
+        def whole(
+            flat: Tensor,
+            fixed: dict[str, Tensor],
+            sums: Tensor,
+            state: dict[str, Tensor],
+            learning_rate: Tensor,
+            *inputs: Tree,
+        ) -> None:
+            gradient = torch.empty_like(flat)
+            gradients(gradient, flat, fixed, sums, inputs)
+            apply(gradient, flat, sums, state, learning_rate)
 
-        if self._reduce is None:
-            step = _compile(whole)
-            return lambda *inputs: step(flat, self._sums, state, self.learning_rate, *inputs)
-        reduce, first, second = self._reduce, _compile(gradients), _compile(apply)
-        return lambda *inputs: second(
-            flat, self._sums, state, self.learning_rate, reduce(first(flat, self._sums, *inputs))
-        )
+        if reduce is None:
+            step = Specialized(whole)
+            return lambda *inputs: step(flat, fixed, sums, state, learning_rate, *inputs)
+        first, second = Specialized(gradients), Specialized(apply)
 
-    def _functional(self, parameters: dict[str, Tensor], *inputs: Tree) -> tuple[Tensor, Tensor]:
-        own = {f"module.{name}": parameter for name, parameter in parameters.items()}
-        result: tuple[Tensor, Tensor] = torch.func.functional_call(self._with_loss, own, inputs)
-        return result
+        def in_two(*inputs: Tree) -> None:
+            first(gradient, flat, fixed, sums, inputs)
+            second(reduce(gradient), flat, sums, state, learning_rate)
+
+        return in_two
 
     def _split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat buffer by the parameters' names."""
@@ -217,18 +217,3 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     for parameter, part in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
         parameter.data = part.view(parameter.shape)
     return flat
-
-
-def _is_from_compiler(error: Exception) -> bool:
-    from torch._dynamo.exc import TorchDynamoException  # a second's import, which eager runs do without
-    from torch._inductor.exc import InductorError
-
-    return isinstance(error, (TorchDynamoException, InductorError))
-
-
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Steps of several trainers in one process are compiled from the same code, which has a limit for all of them.
-    isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-    options: Any = {"isolate_recompiles": True} if isolated else {}
-    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, **options)
-    return compiled

@@ -25,6 +25,7 @@ from rlsurreal.structs import Agent, Algorithm, Sampler
 from rlsurreal.utils import config
 from rlsurreal.utils.files import atomic_write, describe_environment, make_run_folder
 from rlsurreal.utils.logger import Console, MetricLogger
+from rlsurreal.utils.programs import Compile
 from rlsurreal.utils.seeding import derive_seed
 from rlsurreal.utils.timing import PhaseTimer
 
@@ -42,6 +43,9 @@ class Trainer:
     seed: int = 0
     device: str = "cpu"
     num_threads: int = 1  # of torch in this process
+    compile: Compile = (
+        "auto"  # gradient steps and choice of actions; "auto": where a run of this length gains
+    )
     log_interval_steps: int = 10_000
     eval_interval_steps: int | None = None  # None: no evaluation
     checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
@@ -54,6 +58,8 @@ class Trainer:
         for name in ("total_env_steps", "log_interval_steps", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.compile not in ("auto", "on", "off"):
+            raise ValueError(f"compile is {self.compile!r}; choose 'auto', 'on' or 'off'")
         if self.eval_interval_steps is not None and self.eval_interval_steps < 1:
             raise ValueError(
                 f"eval_interval_steps is {self.eval_interval_steps}; it must be at least 1, or None for never"
@@ -124,8 +130,9 @@ class Trainer:
         self.agent.initialize(spaces, seed=derive_seed(self.seed, "model"), device=self.device)
         batch = self.sampler.batch
         num_iterations = -(-self.total_env_steps // (batch.num_steps * batch.num_envs))
-        self.algo.initialize(self.agent, batch, seed=derive_seed(self.seed, "algo"), num_iterations=num_iterations)
-        self.sampler.initialize(self.agent, discount=self.algo.discount)
+        speed: Any = {"compile": self.compile, "num_iterations": num_iterations}
+        self.algo.initialize(self.agent, batch, seed=derive_seed(self.seed, "algo"), **speed)
+        self.sampler.initialize(self.agent, discount=self.algo.discount, **speed)
 
     def _observers(
         self, folder: Path, counter: Counter, logger: MetricLogger, timer: PhaseTimer, saved: dict[str, Any] | None

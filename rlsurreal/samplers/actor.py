@@ -5,6 +5,8 @@ Runs where actions are chosen: in the serial sampler, in workers with a copy of 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,16 @@ import torch
 from torch import Tensor
 
 from rlsurreal.samplers.slots import AgentExample
-from rlsurreal.structs import Agent, AgentInputs, AgentStep, Noise, Samples
+from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, Samples
 from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.programs import Compile, CompileError, Program, should_compile
 from rlsurreal.utils.seeding import NoiseStreams
 from rlsurreal.utils.spaces import null_value
 from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch, where_first
+
+_SECONDS_SAVED = 65e-6  # by compiling, in each choice of actions by a small network on one CPU core
+
+_log = logging.getLogger("rlsurreal")
 
 
 class Actor:
@@ -33,9 +40,16 @@ class Actor:
         state_interval: int,
         purpose: str = "act",
         deterministic: bool = False,
+        programs: Mapping[int, Program] | None = None,
     ) -> None:
-        """``first_env``: global index of column 0; ``purpose``: keeps the streams of training and evaluation apart."""
+        """Args beyond the settings of the sampler.
+
+        first_env: global index of column 0.
+        purpose: keeps the streams of training and evaluation apart.
+        programs: the agent's `act`, compiled, by number of columns (see `act_programs`); other numbers run eagerly.
+        """
         self.agent = agent
+        self._programs = programs or {}
         self._columns = columns
         self._all: Samples = to_torch(slots[:, :, columns])
         self._slots = [self._all[s] for s in range(len(slots.env.reward))]
@@ -71,17 +85,33 @@ class Actor:
         key = (self._slot, t, part.start)
         row = self._rows.get(key)
         if row is None:
-            row = self._rows[key] = _Row(self._slots[self._slot][:, part], t)
+            row = self._rows[key] = self._make_row(t, part)
         if self.state is not None:
             self._apply_resets(row.first, part)
             if t % self._state_interval == 0:
                 self._record_state(t, part)
         noise = None if self._noise is None else self._noise_rows(t, part)
+        if row.program is not None:
+            assert noise is not None
+            row.bound[row.num_fixed :] = [numbers for numbers in noise if numbers is not None]
+            row.program.run(row.bound)
+            return
         step, state = self._decide(row.inputs, tree_map(lambda s: s[part], self.state), noise)
         tree_map(_copy, row.step, step)
         tree_map(lambda own, new: own.__setitem__(part, new), self.state, state)
         if self.agent.device.type == "cuda":
             torch.cuda.current_stream(self.agent.device).synchronize()
+
+    def _make_row(self, t: int, part: slice) -> _Row:
+        row = _Row(self._slots[self._slot][:, part], t)
+        row.program = None if self._noise is None else self._programs.get(part.stop - part.start)
+        if row.program is not None:
+            state = tree_map(lambda s: s[part], self.state)
+            agent: Any = self.agent
+            arguments = (agent.act_tensors(), row.inputs, state, row.step)
+            row.bound = row.program.bind(*arguments, self._noise_rows(t, part))
+            row.num_fixed = len(row.bound) - sum(numbers is not None for numbers in self._noise_rows(t, part))
+        return row
 
     @torch.inference_mode()
     def act_at(self, rows: np.ndarray, columns: np.ndarray) -> None:
@@ -156,6 +186,9 @@ class _Row:
         self.inputs = AgentInputs(*tree_map(lambda a: a[t], _inputs(samples)))
         self.first = samples.env.first[t]
         self.step = tree_map(lambda a: a[t], _step(samples))
+        self.program: Program | None = None
+        self.bound: list[Tensor] = []  # the program's tensors; those from `num_fixed` on are this row's noise
+        self.num_fixed = 0
 
 
 def _inputs(samples: Samples) -> AgentInputs:
@@ -168,6 +201,33 @@ def _step(samples: Samples) -> AgentStep:
 
 def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:
     destination.copy_(source, non_blocking=True)
+
+
+def act_programs(
+    agent: Agent, slots: Samples, sizes: Iterable[int], compile: Compile, num_slots: int | None
+) -> dict[int, Program]:
+    """The agent's `act`, compiled for each number of columns in ``sizes``; none where it runs eagerly.
+
+    ``compile`` says whether, given that ``num_slots`` slots are to be filled, if that is known.
+    """
+    num_steps = slots.env.reward.shape[1] - 1
+    num_calls = None if num_slots is None else num_slots * num_steps
+    if not should_compile(compile, num_calls, _SECONDS_SAVED) or agent.device.type != "cpu":
+        return {}
+    if not isinstance(agent, CompilesAct):
+        return {}
+    programs = {}
+    for size in set(sizes):
+        row, spec = _Row(to_torch(slots[0, :, :size]), 0), agent.noise_spec
+        noise = Noise(*(torch.zeros(size, count) if count else None for count in (spec.normal, spec.uniform)))
+        try:
+            programs[size] = agent.compile_act(row.inputs, agent.initial_state(size), noise, row.step)
+        except CompileError as error:
+            _log.warning(
+                "acting cannot be compiled and runs eagerly (compile='off' is quiet): %s", error
+            )
+            break
+    return programs
 
 
 @torch.inference_mode()

@@ -39,6 +39,7 @@ class LocalFill:
                 seed=plan.seed,
                 purpose=plan.purpose,
                 deterministic=plan.deterministic,
+                programs=plan.programs,
                 state_interval=plan.state_interval,
             )
             for unit in plan.units

@@ -23,7 +23,7 @@ import numpy as np
 from rlsurreal.distributed.processes import Launcher
 from rlsurreal.distributed.shared_arrays import SharedFile, allocate
 from rlsurreal.distributed.signals import Signal
-from rlsurreal.samplers.actor import agent_example
+from rlsurreal.samplers.actor import act_programs, agent_example
 from rlsurreal.samplers.base import (
     SamplerSettings,
     SlotBoard,
@@ -50,6 +50,7 @@ from rlsurreal.samplers.trajectories import TrajectoryTracker
 from rlsurreal.samplers.worker import describe_env, run_worker
 from rlsurreal.structs import Agent, EnvSamples, Samples, Spaces, TrajInfo
 from rlsurreal.utils.affinity import Affinity, make_affinity
+from rlsurreal.utils.programs import Compile
 from rlsurreal.utils.seeding import derive_seed
 
 _WORKER_MODULES = ("rlsurreal.samplers.worker",)
@@ -100,7 +101,9 @@ class ParallelSampler(SamplerSettings):
         check_spaces_agree(spaces, eval_spaces)
         return spaces
 
-    def initialize(self, agent: Agent, *, discount: float) -> None:
+    def initialize(
+        self, agent: Agent, *, discount: float, compile: Compile = "off", num_iterations: int | None = None
+    ) -> None:
         """Allocate the slots.  Processes are started when samples are first asked for."""
         self._agent, self._discount = agent, discount
         num_groups = self.inference.num_groups if self.inference else 1
@@ -114,7 +117,17 @@ class ParallelSampler(SamplerSettings):
         self._layout = Layout(self.batch.num_envs, num_workers, num_groups, max(1, num_servers))
         self._eval_layout = Layout(self.evaluation.num_envs, num_workers, 1, max(1, num_servers))
         self._allocate(agent)
+        self._programs = act_programs(agent, self._slots, self._act_sizes(), compile, num_iterations)
         self._trajectories: list[TrajInfo] = []
+
+    def _act_sizes(self) -> list[int]:
+        """How many environments actions are chosen for at once."""
+        if self.inference is None:
+            return [u.num_envs for w in range(self._layout.num_workers) for u in self._layout.units_of_worker(w)]
+        if self.inference.schedule == "dynamic":
+            return []  # any number
+        servers = range(self._layout.num_servers)
+        return [sum(u.num_envs for u in group) for s in servers for group in self._layout.groups_of_server(s)]
 
     def _started(self) -> Crew:
         """The processes, started if they are not."""
@@ -235,6 +248,7 @@ class ParallelSampler(SamplerSettings):
             mid_batch_reset=self.mid_batch_reset,
             max_decorrelation_steps=self.max_decorrelation_steps,
             decorrelation_seed=derive_seed(self._run_seed, "decorrelation"),
+            programs=self._programs if self.inference is None or not units else {},
         )
 
     def _eval_plan(self, units: list[Unit], slots: Samples | None = None) -> StationPlan:

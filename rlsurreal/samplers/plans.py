@@ -55,6 +55,7 @@ class StationPlan:
     mid_batch_reset: bool = True
     max_decorrelation_steps: int = 0
     decorrelation_seed: int = 0
+    programs: dict[int, Any] = field(default_factory=dict)  # compiled choice of actions, by number of columns
     on_hold: np.ndarray | None = None  # shared bool [B]: environments to leave alone from the next slot on
 
 

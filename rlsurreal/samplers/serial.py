@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlsurreal.distributed.shared_arrays import plain
-from rlsurreal.samplers.actor import Actor, agent_example
+from rlsurreal.samplers.actor import Actor, act_programs, agent_example
 from rlsurreal.samplers.base import (
     SamplerSettings,
     SlotBoard,
@@ -24,6 +24,7 @@ from rlsurreal.samplers.trajectories import TrajectoryTracker
 from rlsurreal.structs import Agent, BatchSpec, EnvSamples, HasState, Samples, Spaces, TrajInfo, VectorEnv
 from rlsurreal.utils.namedarraytuple import Tree, tree_map
 from rlsurreal.utils.plain import to_plain
+from rlsurreal.utils.programs import Compile
 from rlsurreal.utils.seeding import derive_seed
 
 
@@ -43,9 +44,12 @@ class SerialSampler(SamplerSettings):
     def _make_env(self, seed: int) -> VectorEnv:
         return self.env.make(self.batch.num_envs, self.batch.first_env, seed)
 
-    def initialize(self, agent: Agent, *, discount: float) -> None:
+    def initialize(
+        self, agent: Agent, *, discount: float, compile: Compile = "off", num_iterations: int | None = None
+    ) -> None:
         """Allocate the slot and reset the environments."""
         self._agent, self._discount = agent, discount
+        self._compile: tuple[Compile, int | None] = compile, num_iterations
         self._trajectories: list[TrajInfo] = []
         self._set_up(self._seed)
 
@@ -76,6 +80,7 @@ class SerialSampler(SamplerSettings):
             purpose="act",
             mid_batch_reset=self.mid_batch_reset,
             state_interval=self.state_interval,
+            compile=self._compile,
         )
         station.collector.start(
             max_decorrelation_steps=self.max_decorrelation_steps,
@@ -198,6 +203,7 @@ class Station:
         deterministic: bool = False,
         mid_batch_reset: bool = True,
         state_interval: int | None = None,
+        compile: tuple[Compile, int | None] = ("off", None),
     ) -> None:
         interval = state_interval or batch.num_steps
         self.slots = allocate_slots(
@@ -214,6 +220,7 @@ class Station:
             state_interval=interval,
             purpose=purpose,
             deterministic=deterministic,
+            programs=act_programs(agent, self.slots, [batch.num_envs], *compile),
         )
 
     def fill(self) -> EnvSamples:

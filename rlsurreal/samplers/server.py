@@ -197,6 +197,7 @@ def make_server(
         seed=plan.seed,
         purpose=plan.purpose,
         deterministic=plan.deterministic,
+        programs=plan.programs,
         state_interval=plan.state_interval,
     )
     return Server(settings, actor, groups, watch, rows_done)

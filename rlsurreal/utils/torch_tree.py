@@ -54,3 +54,16 @@ def where_first(first: torch.Tensor, null: Tree, tree: Tree) -> Tree:
 def num_bytes(tree: Tree) -> int:
     """Memory of all leaves."""
     return sum(leaf.nbytes for leaf in leaves(tree))
+
+
+def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers: each module's own once, under its first name, but a tensor of two modules twice.
+
+    These are the names to give `torch.func.functional_call` (with ``tie_weights=False``), which leaves a module that it
+    meets under two names with the tensors of the call.
+    """
+    named: dict[str, torch.Tensor] = {}
+    for prefix, part in module.named_modules():
+        own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        named |= {f"{prefix}.{name}" if prefix else name: tensor for name, tensor in own}
+    return named

@@ -79,11 +79,9 @@ class PPO(OnPolicy):
         if self.adaptive_clip and self._clip_range_at(0.0) != _clamp(self._clip_range_at(0.0), _CLIP_BOUNDS):
             raise ValueError(f"PPO.clip_range is {self.clip_range}; with adaptive_clip it must lie in {_CLIP_BOUNDS}")
 
-    def initialize(
-        self, agent: ActorCriticAgent, batch: BatchSpec, *, seed: int, num_iterations: int | None = None
-    ) -> None:
+    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, **options: Any) -> None:
         """Build the optimizer; see `OnPolicy.initialize`."""
-        super().initialize(agent, batch, seed=seed, num_iterations=num_iterations)
+        super().initialize(agent, batch, **options)
         self._adaptive_clip_range = float(self._clip_range_at(0.0))
         self._adaptive_kl_coeff = self.kl_coeff
 

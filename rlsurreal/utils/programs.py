@@ -1,0 +1,229 @@
+"""Functions of CPU tensors as programs: compiled ahead of time, kept on disk, loaded by any process.
+
+    compile_program(function, *example) --trace, C++ compiler--> a file in the cache --> Program
+    Program.bind(*arguments) -> list of tensors (checked)        Program.run(list): one call into compiled code
+
+Called by algorithms for their gradient steps and by samplers for choosing actions: with small networks PyTorch's
+dispatch takes several times as long as the arithmetic.  A program has no guards: its run costs some microseconds, where
+a function of torch.compile costs 40 and more.  It is picklable (the file's path and what it takes), and a process that
+runs it needs no compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from rlsurreal.utils.namedarraytuple import Tree
+
+Compile = Literal["auto", "on", "off"]
+Signature = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+
+_log = logging.getLogger("rlsurreal")
+
+
+_SECONDS_TO_COMPILE = 30.0  # on two cores, with what is in the way
+
+
+def should_compile(setting: Compile, num_calls: int | None, seconds_saved: float) -> bool:
+    """What ``setting`` comes to: "auto" compiles what is called often enough to earn back the time that it takes.
+
+    Args:
+        setting: "on", "off" or "auto".
+        num_calls: to come; None where nobody knows: then "auto" does not compile.
+        seconds_saved: by each call, about.
+    """
+    if setting == "auto":
+        return num_calls is not None and num_calls * seconds_saved > _SECONDS_TO_COMPILE
+    return setting == "on"
+
+
+class CompileError(RuntimeError):
+    """A function cannot be compiled here; the message says why."""
+
+
+def signature_of(tensors: list[Tensor]) -> Signature:
+    """What a program is made for: shapes, strides and types."""
+    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
+
+
+@dataclass
+class Program:
+    """A compiled function; see `compile_program`."""
+
+    path: str
+    signature: Signature
+    _loader: Any = field(default=None, repr=False)
+
+    def bind(self, *arguments: Tree) -> list[Tensor]:
+        """The tensors of ``arguments``, in order.
+
+        Raises:
+            ValueError: they are not what the program was compiled for.
+        """
+        tensors: list[Tensor] = [leaf for leaf in _pytree.tree_leaves(arguments) if leaf is not None]
+        if signature_of(tensors) != self.signature:
+            raise ValueError(
+                f"the program was compiled for {_describe(self.signature)}, and is given "
+                f"{_describe(signature_of(tensors))}"
+            )
+        return tensors
+
+    def run(self, tensors: list[Tensor]) -> None:
+        """Call the function with what `bind` gave; any of the tensors may be replaced by one just like it."""
+        if self._loader is None:
+            self._loader = _load(self.path)
+        self._loader.run(tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "signature": self.signature, "_loader": None}
+
+
+def compile_program(function: Callable[..., None], *example: Tree) -> Program:
+    """``function`` compiled for arguments like ``example``, trees of CPU tensors; from the cache where it is there.
+
+    Args:
+        function: writes its results into tensors among its arguments.  Other tensors that it uses must be arguments,
+            too; everything else that it finds (numbers, options) is taken for constant.
+
+    Raises:
+        CompileError: it cannot be traced as one graph, or there is no C++ compiler.
+    """
+    present = [i for i, argument in enumerate(example) if argument is not None]
+    tensors, spec = _pytree.tree_flatten([example[i] for i in present])
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        raise CompileError("programs are for CPU tensors")
+
+    def on_leaves(*leaves: Tensor) -> None:
+        arguments: list[Tree] = [None] * len(example)
+        for i, argument in zip(present, _pytree.tree_unflatten(list(leaves), spec)):
+            arguments[i] = argument
+        function(*arguments)
+
+    started = time.perf_counter()
+    try:
+        exported = _trace(on_leaves, tensors)
+        path = _cache_folder() / f"{_key(exported, tensors)}.pt2"
+        if not path.exists():
+            _log.info("compiling (once; it takes half a minute or so) ...")
+            _build(exported, path)
+            _log.info("compiled in %.0f s", time.perf_counter() - started)
+        program = Program(str(path), signature_of(tensors))
+        program._loader = _load(program.path)
+    except Exception as error:  # tracers and compilers raise all kinds; the function itself is run eagerly then
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CompileError(f"{type(error).__name__}: {reason}") from error
+    return program
+
+
+class Specialized:
+    """A function that is compiled for each kind of arguments it meets; see `compile_program`."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+        self._programs: dict[tuple[int, ...], Program] = {}
+        self._kinds: dict[Any, int] = {}
+        self._last: list[tuple[Tree, list[Tensor], int]] = []  # arguments, their tensors, their kinds
+
+    def __call__(self, *arguments: Tree) -> None:
+        """Call the function.
+
+        Raises:
+            CompileError: see `compile_program`; nothing has been run.
+        """
+        if len(self._last) != len(arguments):
+            self._last = [(None, [], -1)] * len(arguments)
+        for i, argument in enumerate(arguments):
+            if argument is not self._last[i][0]:  # most arguments are those of the call before
+                tensors, structure = _pytree.tree_flatten(argument)
+                kind = self._kinds.setdefault((structure, signature_of(tensors)), len(self._kinds))
+                self._last[i] = argument, tensors, kind
+        key = tuple(kind for _, _, kind in self._last)
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = compile_program(self._function, *arguments)
+        program.run([tensor for _, tensors, _ in self._last for tensor in tensors])
+
+
+def _trace(function: Callable[..., None], tensors: list[Tensor]) -> Any:
+    from torch.fx.experimental.proxy_tensor import make_fx  # seconds of imports, which only those who compile need
+
+    def with_result(*leaves: Tensor) -> tuple[Tensor]:
+        function(*leaves)
+        return (leaves[0].new_zeros(()),)  # a graph needs a result
+
+    # Traced through autograd first, for torch.export takes no backward passes; then exported, which sorts out writes.
+    graph = make_fx(with_result, tracing_mode="fake")(*tensors)
+
+    class Graph(torch.nn.Module):
+        def forward(self, *leaves: Tensor) -> tuple[Tensor]:
+            result: tuple[Tensor] = graph(*leaves)
+            return result
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, to itself
+        return torch.export.export(Graph(), tuple(tensors), strict=False)
+
+
+def _build(exported: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        made = torch._inductor.aoti_compile_and_package(exported, package_path=os.path.join(folder, "program.pt2"))
+        os.replace(made, path)  # at once: another process may look for it
+
+
+def _load(path: str) -> Any:
+    native: Any = getattr(torch._C, "_aoti", None)
+    if hasattr(native, "AOTIModelPackageLoader"):
+        return native.AOTIModelPackageLoader(path, "model", False, 1, -1)  # without a second's import of the compiler
+    return torch._inductor.aoti_load_package(path).loader
+
+
+def _key(exported: Any, tensors: list[Tensor]) -> str:
+    """Differs where the compiled code would."""
+    digest = hashlib.sha256()
+    parts: list[Any] = [
+        str(exported.graph),
+        [repr(node.meta.get("val")) for node in exported.graph.nodes],
+        signature_of(tensors),
+        torch.__version__,
+        torch.get_num_threads(),
+        torch.backends.cpu.get_cpu_capability(),
+        _cpu(),
+    ]
+    for part in parts:
+        digest.update(repr(part).encode())
+    for name, constant in sorted(exported.constants.items()):
+        digest.update(name.encode() + constant.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _cpu() -> str:
+    """Code is made for this very processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlsurreal" / "programs"
+
+
+def _describe(signature: Signature) -> str:
+    return ", ".join(f"{str(dtype).removeprefix('torch.')}{list(shape)}" for shape, _, dtype in signature)
