@@ -43,9 +43,7 @@ class Trainer:
     seed: int = 0
     device: str = "cpu"
     num_threads: int = 1  # of torch in this process
-    compile: Compile = (
-        "auto"  # gradient steps and choice of actions; "auto": where a run of this length gains
-    )
+    compile: Compile = "auto"  # gradient steps and choice of actions; "auto": where a run of this length gains
     log_interval_steps: int = 10_000
     eval_interval_steps: int | None = None  # None: no evaluation
     checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlsurreal.samplers.slots import AgentExample
 from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, Samples
-from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.programs import Compile, CompileError, Program, should_compile
 from rlsurreal.utils.seeding import NoiseStreams
 from rlsurreal.utils.spaces import null_value
@@ -65,6 +65,7 @@ class Actor:
         self.num_slots_begun = 0
         self.first_row = 0  # number of the present slot's row 0, counted from the start: random numbers are keyed by it
         self._rows: dict[tuple[int, int, int], _Row] = {}
+        self._step: AgentStep | None = None  # of `decide_at`, where a program writes it
 
     def begin(self, slot: int) -> None:
         """Open a slot."""
@@ -116,20 +117,55 @@ class Actor:
     @torch.inference_mode()
     def act_at(self, rows: np.ndarray, columns: np.ndarray) -> None:
         """Choose actions for columns that stand at different rows: ``columns[i]`` at ``rows[i]`` since the start."""
-        slot, t = np.divmod(rows, self.num_steps)
-        at = (torch.from_numpy(slot % len(self._slots)), torch.from_numpy(t), torch.from_numpy(columns))
-        who = at[2]
-        state = tree_map(lambda s: s[who], self.state)
-        if state is not None:
-            first = self._all.env.first[at].to(self.agent.device)
-            state = where_first(first, tree_map(lambda s: s[who], self._null_state), state)
-            self._record_states(at, state)
+        at = self._index(rows, columns)
         inputs = AgentInputs(*tree_map(lambda a: a[at], _inputs(self._all)))
+        self.record_at(rows, columns, self.decide_at(inputs, self._all.env.first[at], rows, columns))
+
+    @torch.inference_mode()
+    def decide_at(self, inputs: AgentInputs, first: Tensor, rows: np.ndarray, columns: np.ndarray) -> AgentStep:
+        """Actions ``[k]`` for ``inputs`` ``[k]``; see `act_at`.  They are good until the next call.
+
+        ``first``: bool ``[k]``: the state is null before this row.
+        """
+        state = self.state
+        if state is not None:
+            at = self._index(rows, columns)
+            who, first = at[2], first.to(self.agent.device)
+            state = where_first(first, tree_map(lambda s: s[who], self._null_state), tree_map(lambda s: s[who], state))
+            self._record_states(at, state)
         noise = None if self._noise is None else to_torch(Noise(*self._noise.at(rows, columns)))
-        step, state = self._decide(inputs, state, noise)
+        program = self._programs.get(len(columns))
+        if program is not None:
+            step = self._run(program, inputs, state, noise)
+        else:
+            step, state = self._decide(inputs, state, noise)
+        if state is not None:
+            tree_map(lambda own, new: own.__setitem__(who, new), self.state, state)
+        return step
+
+    @torch.inference_mode()
+    def record_at(self, rows: np.ndarray, columns: np.ndarray, step: AgentStep) -> None:
+        """Write what `decide_at` gave into the slots."""
+        at = self._index(rows, columns)
         tree_map(lambda own, new: own.__setitem__(at, new.to(own.device)), _step(self._all), step)
-        tree_map(lambda own, new: own.__setitem__(who, new), self.state, state)
         self._all.policy_version[at] = self.agent.version
+
+    def _index(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        slot, t = np.divmod(rows, self.num_steps)
+        return torch.from_numpy(slot % len(self._slots)), torch.from_numpy(t), torch.from_numpy(columns)
+
+    def _run(self, program: Program, inputs: AgentInputs, state: Tree, noise: Noise | None) -> AgentStep:
+        """The program writes the next state into ``state``."""
+        agent: Any = self.agent
+        if self._step is None:
+            size = len(leaves(inputs)[0])
+            self._step = tree_map(lambda a: torch.empty_like(a[0, 0, :size]), _step(self._all))
+            program.bind(
+                agent.act_tensors(), inputs, state, self._step, noise
+            )  # checks that it is what it was made for
+        tensors = [*agent.act_tensors().values(), *leaves(inputs), *leaves(state), *leaves(self._step), *leaves(noise)]
+        program.run(tensors)
+        return self._step
 
     def _record_states(self, at: tuple[Tensor, Tensor, Tensor], state: Tree) -> None:
         """Record states ``[k]`` before rows ``at``, where a record is due; row 0 is row T of the slot before, too."""
@@ -223,9 +259,7 @@ def act_programs(
         try:
             programs[size] = agent.compile_act(row.inputs, agent.initial_state(size), noise, row.step)
         except CompileError as error:
-            _log.warning(
-                "acting cannot be compiled and runs eagerly (compile='off' is quiet): %s", error
-            )
+            _log.warning("acting cannot be compiled and runs eagerly (compile='off' is quiet): %s", error)
             break
     return programs
 

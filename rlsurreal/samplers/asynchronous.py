@@ -1,6 +1,6 @@
 """Sampling from a native engine asynchronously: whichever environments are ready get their actions, the others go on.
 
-    recv (whoever is ready) -> write their rows -> act on the rows that follow -> send
+    recv (whoever is ready) -> act on what they saw -> send -> write their rows
 
 Each environment stands at a row of its own.  A slot is full when the last environment has filled it; by then others are
 in the next one, which is why there are two.  Rows that run ahead were chosen by the parameters before the update, as
@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlsurreal.envs.native import AsyncResults, AsyncVectorEnv
-from rlsurreal.samplers.actor import Actor, agent_example
+from rlsurreal.samplers.actor import Actor, act_programs, agent_example
 from rlsurreal.samplers.serial import SerialSampler
 from rlsurreal.samplers.slots import allocate_slots
-from rlsurreal.structs import Agent, BatchSpec, EnvSamples, Samples, Spaces
+from rlsurreal.structs import Agent, AgentInputs, BatchSpec, EnvSamples, Samples, Spaces
 from rlsurreal.utils.namedarraytuple import tree_map
+from rlsurreal.utils.programs import Compile
+from rlsurreal.utils.torch_tree import to_numpy, to_torch
 
 _NUM_SLOTS = 2
 
@@ -61,14 +64,23 @@ class AsyncSampler(SerialSampler):
 
     def _make_station(self, seed: int) -> Any:
         engine: Any = self._env
-        return AsyncStation(engine, self._agent, self.batch, seed=seed, state_interval=self.state_interval)
+        return AsyncStation(
+            engine, self._agent, self.batch, seed=seed, state_interval=self.state_interval, compile=self._compile
+        )
 
 
 class AsyncStation:
     """An engine, its two slots, and the actor that plays it."""
 
     def __init__(
-        self, engine: AsyncVectorEnv, agent: Agent, batch: BatchSpec, *, seed: int, state_interval: int | None
+        self,
+        engine: AsyncVectorEnv,
+        agent: Agent,
+        batch: BatchSpec,
+        *,
+        seed: int,
+        state_interval: int | None,
+        compile: tuple[Compile, int | None],
     ) -> None:
         interval = state_interval or batch.num_steps
         self.slots: Samples = allocate_slots(
@@ -83,8 +95,15 @@ class AsyncStation:
         self.next_slot = 0
         self._engine, self._num_steps = engine, batch.num_steps
         self._actor = Actor(
-            agent, self.slots, slice(0, batch.num_envs), first_env=batch.first_env, seed=seed, state_interval=interval
+            agent,
+            self.slots,
+            slice(0, batch.num_envs),
+            first_env=batch.first_env,
+            seed=seed,
+            state_interval=interval,
+            programs=act_programs(agent, self.slots, [engine.batch_size], *compile),
         )
+        self._last_action = tree_map(lambda a: np.zeros_like(a[0, 0]), self.slots.agent.action)  # [B]
         self._row = np.full(batch.num_envs, -1)  # whose action is under way, counted from the start
         self._num_full = 0  # slots
         engine.start()
@@ -105,56 +124,54 @@ class AsyncStation:
                     f"environment {ahead} is a whole slot ahead of environment {int(self._row.argmin())}; use a "
                     f"larger batch.num_steps (it is {num_steps}), or lock step"
                 )
-            self._write(results, rows - 1, who)
-            self._actor.act_at(rows, who)
-            slot, t = np.divmod(rows, num_steps)
-            at = (slot % _NUM_SLOTS, t, who)
-            self._engine.send(self.slots.agent.action[at], who)
+            inputs = self._inputs(results)
+            step = self._actor.decide_at(to_torch(inputs), torch.from_numpy(results.first), rows, who)
+            action = to_numpy(step.action)
+            self._engine.send(action, who)
+            # The engine is at work again; the bookkeeping can wait until now.
+            self._write(results, inputs, rows, who)
+            self._actor.record_at(rows, who, step)
+            if self.slots.agent.prev_action is not None:
+                self._last_action[who] = action
             self._row[who] = rows
         full = self.slots[self.next_slot]
         self._num_full += 1
         self.next_slot = self._num_full % _NUM_SLOTS
         return full.env
 
-    def _write(self, results: AsyncResults, rows: np.ndarray, who: np.ndarray) -> None:
-        """What the actions of ``rows`` led to; rows -1 were resets before the start."""
+    def _inputs(self, results: AsyncResults) -> AgentInputs:
+        """What the agent sees of ``results``."""
+        if self.slots.agent.prev_action is None:
+            return AgentInputs(results.observation)
+        null = results.first
+        previous = self._last_action[results.env_ids]
+        previous[null] = 0
+        return AgentInputs(results.observation, previous, np.where(null, 0, results.reward).astype(np.float32))
+
+    def _write(self, results: AsyncResults, inputs: AgentInputs, rows: np.ndarray, who: np.ndarray) -> None:
+        """What the actions before ``rows`` led to; what came before row 0 were resets."""
         num_steps, env = self._num_steps, self.slots.env
-        done = rows >= 0
-        slot, t = np.divmod(rows, num_steps)
-        at = (slot[done] % _NUM_SLOTS, t[done], who[done])
-        env.reward[at] = results.reward[done]
-        env.terminated[at] = results.terminated[done]
-        env.truncated[at] = results.truncated[done]
-        env.valid[at] = ~results.was_reset[done]
+        done = rows > 0
+        part = slice(None) if done.all() else done
+        slot, t = np.divmod(rows[part] - 1, num_steps)
+        at = (slot % _NUM_SLOTS, t, who[part])
+        env.reward[at] = results.reward[part]
+        env.terminated[at] = results.terminated[part]
+        env.truncated[at] = results.truncated[part]
+        env.valid[at] = ~results.was_reset[part]
         if env.env_info is not None:
-            tree_map(lambda own, new: own.__setitem__(at, new[done]), env.env_info, results.env_info)
-        next_slot, next_t = np.divmod(rows + 1, num_steps)
-        self._write_next(results, (next_slot % _NUM_SLOTS, next_t, who), at, done, slice(None))
-        starts = next_t == 0  # row 0 of a slot is row T of the slot before
+            tree_map(lambda own, new: own.__setitem__(at, new[part]), env.env_info, results.env_info)
+        slot, t = np.divmod(rows, num_steps)
+        self._write_inputs(inputs, results.first, slice(None), (slot % _NUM_SLOTS, t, who))
+        starts = t == 0  # row 0 of a slot is row T of the slot before
         if starts.any():
-            before = ((next_slot[starts] - 1) % _NUM_SLOTS, np.full(starts.sum(), num_steps), who[starts])
-            now = tuple(index[starts[done]] for index in at)
-            self._write_next(results, before, now, done[starts], starts)
+            before = (slot[starts] - 1) % _NUM_SLOTS
+            self._write_inputs(inputs, results.first, starts, (before, np.full(len(before), num_steps), who[starts]))
 
-    def _write_next(
-        self, results: AsyncResults, to: tuple[Any, ...], now: tuple[Any, ...], done: np.ndarray, part: Any
-    ) -> None:
-        """Write row t+1 at ``to``; ``now`` is row t of those that are ``done`` (all but the first resets)."""
-        env, agent = self.slots.env, self.slots.agent
-        tree_map(lambda own, new: own.__setitem__(to, new[part]), env.observation, results.observation)
-        first = results.first[part]
-        env.first[to] = first
-        if env.prev_reward is None:
-            return
-        for previous, own in zip(_both(agent.prev_action, env.prev_reward), _both(agent.action, env.reward)):
-
-            def shift(destination: np.ndarray, source: np.ndarray) -> None:
-                values = np.zeros((len(first), *source.shape[3:]), source.dtype)
-                values[done] = source[now]
-                values[first] = 0
-                destination[to] = values
-
-            tree_map(shift, previous, own)
+    def _write_inputs(self, inputs: AgentInputs, first: np.ndarray, part: Any, at: tuple[Any, ...]) -> None:
+        own = AgentInputs(self.slots.env.observation, self.slots.agent.prev_action, self.slots.env.prev_reward)
+        tree_map(lambda to, new: to.__setitem__(at, new[part]), own, inputs)
+        self.slots.env.first[at] = first[part]
 
     def get_state(self) -> dict[str, Any]:
         """Nothing: steps under way cannot be saved."""
@@ -163,7 +180,3 @@ class AsyncStation:
     def set_state(self, state: dict[str, Any]) -> bool:
         """False: environments begin new episodes."""
         return False
-
-
-def _both(action: Any, reward: Any) -> tuple[Any, Any]:
-    return action, reward
