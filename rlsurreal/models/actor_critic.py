@@ -20,7 +20,8 @@ take any leading dimensions.  The null previous action is zeros, which is action
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -34,6 +35,8 @@ from rlsurreal.models.normalizers import RunningNorm
 from rlsurreal.models.recurrent import Recurrent, RecurrentState
 from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
+
+_NOTHING = nullcontext()
 
 
 class ActorCriticState(NamedArrayTuple):
@@ -59,6 +62,8 @@ class ActorCritic(nn.Module):
         shared: whether policy and value have all but their heads in common.  None: for images and recurrent models.
         critic_hidden_sizes: of the value's own layers, if not shared.  None: as ``hidden_sizes``.
         normalize_observation: put a `RunningNorm` in front.
+        precision: of convolutions and linear layers.  "bfloat16" (Kalamkar et al. 2019, arXiv 1905.12322) about
+            halves the time of images on processors that have it; parameters, recurrent layers and results stay float32.
 
     Attributes:
         recurrent: whether the model has state, and wants previous actions and rewards.
@@ -83,8 +88,11 @@ class ActorCritic(nn.Module):
         shared: bool | None = None,
         critic_hidden_sizes: Sequence[int] | None = None,
         normalize_observation: bool = False,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is {precision!r}; choose 'float32' or 'bfloat16'")
 
         def make_trunk(sizes: Sequence[int] | None) -> _Trunk:
             options = (activation, layer_norm, encoder, recurrent, recurrent_size)
@@ -103,6 +111,7 @@ class ActorCritic(nn.Module):
         self.policy_head = PolicyHead(distribution, self.actor.out_features)
         self.value_head = ValueHead((self.critic or self.actor).out_features)
         self.recurrent = recurrent is not None
+        self.precision = precision
 
     def initial_state(self, num_envs: int) -> Tree:
         """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
@@ -121,6 +130,10 @@ class ActorCritic(nn.Module):
             first: bool ``[T, B]``: the state is null before this row.
         """
         inputs = self._normalized(inputs)
+        with self._autocast():
+            return self._forward(inputs, state, first)
+
+    def _forward(self, inputs: AgentInputs, state: Tree, first: Tensor | None) -> tuple[tuple[Tree, Tensor], Tree]:
         if self.critic is None:
             features, state = self.actor(inputs, state, first)
             return (self.policy_head(features), self.value_head(features)), state
@@ -134,12 +147,18 @@ class ActorCritic(nn.Module):
     def value(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> Tensor:
         """The value alone, ``[...]``; arguments as in `forward`."""
         inputs = self._normalized(inputs)
-        if self.critic is None:
-            features, _ = self.actor(inputs, state, first)
-        else:
-            features, _ = self.critic(inputs, state.critic if self.recurrent else None, first)
-        value: Tensor = self.value_head(features)
+        with self._autocast():
+            if self.critic is None:
+                features, _ = self.actor(inputs, state, first)
+            else:
+                features, _ = self.critic(inputs, state.critic if self.recurrent else None, first)
+            value: Tensor = self.value_head(features)
         return value
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return _NOTHING
+        return torch.autocast(self.value_head.linear.weight.device.type, torch.bfloat16)
 
     def _normalized(self, inputs: AgentInputs) -> AgentInputs:
         if self.normalizer is None:
@@ -185,7 +204,8 @@ class _Trunk(nn.Module):
             return features, state
         assert state is not None and inputs.prev_action is not None, "recurrent: needs state, prev_action, prev_reward"
         previous = self.distribution.encode(inputs.prev_action)
-        features = torch.cat([features, previous, inputs.prev_reward.unsqueeze(-1)], -1)
-        if first is None:
-            return self.recurrent.step(features, state)
-        return self.recurrent.sequence(features, state, first)
+        features = torch.cat([features.float(), previous, inputs.prev_reward.unsqueeze(-1)], -1)
+        with torch.autocast(features.device.type, enabled=False):  # rounding adds up over a sequence
+            if first is None:
+                return self.recurrent.step(features, state)
+            return self.recurrent.sequence(features, state, first)

@@ -28,7 +28,7 @@ class PolicyHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tree:
         """Parameters ``[...]`` from ``[..., in_features]``."""
-        return self.distribution.params(self.linear(x), self.free)
+        return self.distribution.params(self.linear(x).float(), self.free)
 
 
 class ValueHead(nn.Module):
@@ -41,5 +41,5 @@ class ValueHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[...]`` from ``[..., in_features]``."""
-        value: Tensor = self.linear(x)
+        value: Tensor = self.linear(x).float()  # also where autocast computed in less
         return value.squeeze(-1)

@@ -262,3 +262,28 @@ def test_encoder_refuses_what_it_does_not_know() -> None:
     ]:
         with pytest.raises(ValueError, match=match):
             ObservationEncoder(space, encoder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recurrent", [None, "lstm", "gru"])
+@pytest.mark.parametrize("observation", ["vector", "image"])
+def test_bfloat16_is_near_and_hands_out_float32(observation: str, recurrent: Any) -> None:
+    distribution = make_distribution(gs.Discrete(3))
+    models = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        options: Any = {"recurrent": recurrent, "recurrent_size": 8, "precision": precision}
+        models.append(ActorCritic(OBSERVATIONS[observation], distribution, **options))
+    space = OBSERVATIONS[observation]
+    raw = torch.rand(T, B, *space.shape)
+    image = (255 * raw).to(torch.uint8) if space.dtype == np.uint8 else raw
+    inputs = AgentInputs(image, torch.ones(T, B, dtype=torch.int64), torch.rand(T, B))
+    first = torch.zeros(T, B, dtype=torch.bool)
+    results = [model(inputs, model.initial_state(B), first if recurrent else None) for model in models]
+    exact, rough = (leaves(params) + [value] + leaves(state) for (params, value), state in results)
+    assert {leaf.dtype for leaf in rough} == {torch.float32}
+    for near, true in zip(rough, exact, strict=True):
+        assert 0 < (near - true).abs().max() < 0.02 * (1 + true.abs().max())
+    steps = [model(inputs[0], model.initial_state(B)) for model in models]
+    assert {leaf.dtype for (_, value), state in steps for leaf in [value, *leaves(state)]} == {torch.float32}
+    rough[-1].sum().backward()
+    assert {p.grad.dtype for p in models[1].parameters() if p.grad is not None} == {torch.float32}

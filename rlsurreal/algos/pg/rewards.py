@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlsurreal.ops.returns import reverse_scan
 from rlsurreal.structs import EnvSamples
 
 _CLIP = 10.0  # of the scaled reward
@@ -29,11 +30,12 @@ class RewardScaler:
         """Scaled rewards ``[T + 1, B]`` of a slot; its own rewards are left as they are."""
         num_steps = len(env.reward) - 1
         reward, valid = env.reward[:num_steps].double(), env.valid[:num_steps]
-        returns = torch.empty_like(reward)
-        for t in range(num_steps):
-            before = torch.where(env.first[t], 0.0, self._return)
-            self._return = torch.where(valid[t], self._discount * before + reward[t], before)
-            returns[t] = self._return
+        decay = torch.where(valid, torch.full_like(reward, self._discount), 1.0)
+        decay[env.first[:num_steps]] = 0
+        steps = torch.where(valid, reward, 0.0)
+        steps[0] += decay[0] * self._return
+        returns = reverse_scan(steps.flip(0), decay.flip(0)).flip(0)  # backwards in time, so that it runs forwards
+        self._return = returns[-1].clone()
         self._take_in(returns[valid])
         if self._count > 1 and self._spread > 0:
             self.scale = (self._spread / self._count) ** 0.5
