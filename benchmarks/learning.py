@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import learning_tasks
-from benchmarks.peers import PEERS, python_of
+from benchmarks import learning_tasks, options
+from benchmarks.peers import PEERS, choose, python_of
 from benchmarks.rows import Row, describe_machine
 
 Curve = list[tuple[int, float]]
@@ -48,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder (default: %(default)s)")
     parser.add_argument("--seeds", type=int, help="seeds of each task (default: the task's own number)")
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="runs at once (default: %(default)s)")
-    parser.add_argument("--install-peers", action="store_true", help="install peers where they are missing")
-    parser.add_argument("--no-peers", action="store_true", help="leave peers out")
+    options.add_peers(parser)
 
 
 def run(args: argparse.Namespace) -> list[Row]:
@@ -59,9 +58,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     if unknown:
         raise SystemExit(f"--tasks: there is no {', '.join(unknown)}; choose from {', '.join(learning_tasks.TASKS)}")
     (args.results / "runs").mkdir(parents=True, exist_ok=True)
-    jobs = list_jobs(tasks, args.seeds, with_peers=not args.no_peers)
-    for peer in {job.who for job in jobs} & set(PEERS):
-        python_of(peer, install=args.install_peers)
+    jobs = list_jobs(tasks, args.seeds, choose(args.peers, args.install_peers))
     work_through([job for job in jobs if not result_path(args.results, job).exists()], args)
     rows = [row for task in tasks for row in summarize(task, load(args.results, task))]
     for task in tasks:
@@ -69,13 +66,13 @@ def run(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def list_jobs(tasks: Sequence[str], num_seeds: int | None, with_peers: bool) -> list[Job]:
+def list_jobs(tasks: Sequence[str], num_seeds: int | None, peers: Sequence[str]) -> list[Job]:
     """Seeds first, so that an unfinished queue has something of everything."""
     jobs = []
     for name in tasks:
         task = learning_tasks.TASKS[name]
         jobs += [Job(name, "rlsurreal", seed) for seed in range(num_seeds or task.num_seeds)]
-        if with_peers and task.peer:
+        if task.peer is not None and task.peer in peers:
             jobs += [Job(name, task.peer, seed) for seed in range(min(num_seeds or 99, task.num_peer_seeds))]
     return sorted(jobs, key=lambda job: job.seed)
 
@@ -108,8 +105,8 @@ def start(job: Job) -> subprocess.Popen[str]:
     if job.who == "rlsurreal":
         command = [sys.executable, "-m", "benchmarks.learning_tasks", job.task, str(job.seed)]
     else:
-        settings = json.dumps(learning_tasks.TASKS[job.task].peer_settings)
-        command = [str(python_of(job.who, install=False)), str(PEERS[job.who].script), settings, str(job.seed)]
+        settings = {**learning_tasks.TASKS[job.task].peer_settings, "what": "learn", "seed": job.seed}
+        command = [str(python_of(job.who, install=False)), str(PEERS[job.who].script), json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

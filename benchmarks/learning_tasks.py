@@ -131,6 +131,12 @@ HALFCHEETAH = {
     "max_grad_norm": 0.5,
     "value_loss_coeff": 0.5,
     "hidden_sizes": [64, 64],
+    "entropy_coeff": 0.0,
+    "normalize": True,  # observations and rewards
+    "decay": True,  # the learning rate, to zero
+    "vector": "dummy",
+    "num_threads": 1,
+    "device": "cpu",
 }
 
 

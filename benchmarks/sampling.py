@@ -1,335 +1,248 @@
-"""Environment steps per second of each sampler, with a policy in the loop, as a part of the bare limit.
+"""Environment steps per second with a policy in the loop: as a part of the bare limit, and against peers.
 
 The limit of Python environments: as many processes as cores, each stepping environments made the same way with a
 recorded tape of actions and no learning code.  The limit of a native engine: its own send and receive loop with the
-tape, in whichever of its modes is faster.  All contestants are measured in turn, several rounds; the ratio is the
-median over rounds.
+tape, in whichever of its modes is faster.  First all samplers are held against the limit; then, if peers take part, the
+best on Python environments and the best on a native engine are held against the best two peers of either kind, and
+against the limit again, in longer turns.  The null environment does nothing: what is left is the sampler's own work.
 
-The policy has two hidden layers of 64; images are pooled to 10x10 for it, so that the sampler is measured and not a
+The policy has two hidden layers of 64; images are cut down to 10x10 for it, so that the sampler is measured and not a
 network.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from benchmarks.rows import Row
-from rlsurreal.agents import ActorCriticAgent, ModelSpec
-from rlsurreal.distributed.processes import Child, Launcher
-from rlsurreal.distributed.signals import Signal
-from rlsurreal.distributed.zygote import send_to_master
+from benchmarks import options
+from benchmarks.contests import Plan, contest, peer_entry, planned_seconds
+from benchmarks.peers import PEERS, null_env
+from benchmarks.rows import Row, compare_rounds, from_json, to_json
+from benchmarks.sampling_limits import BareEngine, BareProcesses
+from benchmarks.sampling_ours import Makers, PooledActorCritic, native_samplers, python_samplers
+from benchmarks.tasks import SAMPLING_PEERS, sampling_settings
+from benchmarks.turns import Contestant, Entry, Progress, take_turns
+from rlsurreal.agents import ModelSpec
 from rlsurreal.envs import AleEnv, EnvPoolEnv, GymnasiumEnv, make_atari
 from rlsurreal.models import ActorCritic
-from rlsurreal.samplers import AsyncSampler, InferenceServer, ParallelSampler, SerialSampler
-from rlsurreal.structs import AgentInputs, BatchSpec
-from rlsurreal.utils.affinity import make_affinity, pin
-from rlsurreal.utils.namedarraytuple import Tree
 
 UNIT = "env steps/s"
-TAPE_ROWS = 512
-_WINDOW_S = 0.5  # of the bare processes' clock
+LIMIT_SECONDS = 2.0  # of each measurement against the limit
+_QUICK = ("HalfCheetah", "Null")
+_START_S = 2.0  # planned, of one of our own samplers
+_WARM_UP_S = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
+    options.add_peers(parser)
+    names = ",".join(_WORKLOADS)
     parser.add_argument(
-        "--workloads", default="HalfCheetah,CartPole,Pong", help="comma-separated (default: %(default)s)"
+        "--workloads", metavar="NAMES", help=f"comma-separated (default: {names}; with --quick: {','.join(_QUICK)})"
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all contestants (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=LIMIT_SECONDS,
+        help="of each measurement against the limit (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--turn-seconds", type=float, default=20.0, help="of each turn against peers (default: %(default)s)"
+    )
     parser.add_argument(
         "--device", default="cpu", help="where the inference server's policy runs (default: %(default)s)"
     )
-    parser.add_argument("--only", default="", help="only contestants whose name contains this")
-
-
-class Contestant(Protocol):
-    """Something that steps environments."""
-
-    def rate(self, seconds: float) -> float:
-        """Environment steps per second, measured for about so long."""
-
-    def close(self) -> None: ...
+    parser.add_argument("--only", default="", metavar="TEXT", help="only samplers whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="a bounded run: fewer tasks and peers, shorter turns")
 
 
 @dataclass
 class Workload:
-    """A task, its limits, and who is held against which."""
+    """A task, its limits, and our samplers."""
 
-    name: str
+    env_id: str  # as peers name it
     limits: dict[str, Callable[[], Contestant]]  # by kind of environment; the fastest of a kind is its limit
-    samplers: list[tuple[str, str, Callable[[], Contestant]]]  # name, kind, how to make it
+    samplers: Makers
 
 
 def run(args: argparse.Namespace) -> list[Row]:
-    """Measure all workloads."""
+    """Measure the workloads that were asked for."""
+    names = options.choose_names(args.workloads, NAMES, _QUICK if args.quick else None, "--workloads")
+    plan = options.make_plan(args)
+    if args.quick:
+        return run_quick(plan, names)
+    return run_workloads(names, replace(plan, seconds=args.turn_seconds), args.seconds, args.only)
+
+
+def run_quick(plan: Plan, names: Sequence[str] = _QUICK) -> list[Row]:
+    """Two rounds, at one number of environments."""
+    return run_workloads(names, replace(plan, rounds=2), 0.5, "64 envs")
+
+
+def run_workloads(names: Sequence[str], plan: Plan, limit_seconds: float = LIMIT_SECONDS, only: str = "") -> list[Row]:
+    """Samplers against their limits, then the best of them against peers."""
     torch.set_num_threads(1)
-    made = workloads(args.device)
+    made = {name: _WORKLOADS[name](plan.device) for name in names}
+    progress = Progress(sum(_planned(workload, plan, limit_seconds, only) for workload in made.values()))
     rows = []
-    for name in args.workloads.split(","):
-        if name not in made:
-            raise SystemExit(f"--workloads: there is no {name!r}; choose from {','.join(made)}")
-        rows += measure(made[name](), args.rounds, args.seconds, args.only)
+    for name, workload in made.items():
+        rows += _against_limits(name, workload, plan, limit_seconds, only, progress)
+        own = [row for row in rows if row.workload == workload.env_id and row.against == "limit"]
+        for kind, peers in _peer_entries(workload, plan).items():
+            if peers:
+                rows += _against_peers(name, workload, kind, peers, own, plan, progress)
     return rows
 
 
-def measure(workload: Workload, rounds: int, seconds: float, only: str) -> list[Row]:
-    """All contestants of a workload in turn, ``rounds`` times."""
-    contestants: dict[tuple[str, str], Contestant] = {}
-    rates: dict[tuple[str, str], list[float]] = {}
+def _against_limits(
+    name: str, workload: Workload, plan: Plan, seconds: float, only: str, progress: Progress
+) -> list[Row]:
+    """All of our samplers and the limits in turn."""
+    makers = {(sampler, kind): make for sampler, kind, make in workload.samplers if only in sampler}
+    key = f"W5-{name}-limits-rows"
+    before = plan.kept(key)
+    if before is not None:
+        progress.spend(_planned_against_limits(workload, plan, seconds, only))
+        progress.say(f"W5 {workload.env_id} against its limits: measured before, kept in {plan.results}")
+        return [from_json(entry) for entry in before]
+    progress.say(f"W5 {workload.env_id}: starting {len(makers)} samplers and {len(workload.limits)} limits")
+    contestants: dict[str, Contestant] = {}
     try:
         for kind, make in workload.limits.items():
-            contestants["limit", kind] = make()
-        for name, kind, make in workload.samplers:
-            if only in name:
-                contestants[name, kind] = make()
+            contestants[f"limit:{kind}"] = make()
+        for (sampler, _), make in makers.items():
+            contestants[sampler] = make()
         for contestant in contestants.values():
-            contestant.rate(0.5)  # warm up
-        for _ in range(rounds):
-            for key, contestant in contestants.items():
-                rates.setdefault(key, []).append(contestant.rate(seconds))
+            contestant.rate(_WARM_UP_S)
+            progress.spend(_START_S)
+        rates = take_turns(contestants, plan.rounds, seconds, UNIT, progress)
     finally:
         for contestant in contestants.values():
             contestant.close()
     rows = []
-    for (name, kind), own in rates.items():
-        if name == "limit":
-            continue
-        limits = [rates[key] for key in rates if key[0] == "limit" and key[1].split(":")[0] == kind]
-        limit = max(limits, key=statistics.median)
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(own, limit))
-        rows.append(Row(workload.name, name, UNIT, statistics.median(own), "limit", statistics.median(limit), ratio))
+    for sampler, kind in makers:
+        limit = rates[f"limit:{_fastest(rates, kind)}"]
+        rows.append(compare_rounds(workload.env_id, sampler, UNIT, rates[sampler], "limit", limit))
+    plan.keep(key, [to_json(row) for row in rows])
+    plan.keep(f"W5-{name}-fastest", {kind: _fastest(rates, kind) for _, kind in makers})
     return rows
 
 
-# ---------------------------------------------------------------- limits
+def _fastest(rates: Mapping[str, list[float]], kind: str) -> str:
+    """Which mode of an engine is the limit of its kind: ``envpool`` or ``envpool:async``."""
+    modes = [key.removeprefix("limit:") for key in rates if key.startswith("limit:")]
+    return max((m for m in modes if m.split(":")[0] == kind), key=lambda m: sum(rates[f"limit:{m}"]))
 
 
-class BareProcesses:
-    """As many processes as cores, stepping environments with a tape."""
-
-    def __init__(self, env: GymnasiumEnv, num_envs: int) -> None:
-        affinity = make_affinity()
-        self._launcher = Launcher(env.preload_modules())
-        self._order: list[tuple[Signal, Child]] = []
-        for w in range(affinity.num_workers):
-            go = Signal()
-            share = len(range(w, num_envs, affinity.num_workers))
-            child = self._launcher.start(f"bare-{w}", _step_bare, env, share, w, affinity.worker_cpus[w], go)
-            self._order.append((go, child))
-        for _, child in self._order:
-            child.receive(60)
-
-    def rate(self, seconds: float) -> float:
-        num_windows = max(1, round(seconds / _WINDOW_S))
-        for go, _ in self._order:
-            for _ in range(num_windows):
-                go.post()
-        total: float = sum(child.receive(60) for _ in range(num_windows) for _, child in self._order)
-        return total / num_windows
-
-    def close(self) -> None:
-        self._launcher.close()
+def _against_peers(
+    name: str,
+    workload: Workload,
+    kind: str,
+    peers: dict[str, Entry],
+    own: list[Row],
+    plan: Plan,
+    progress: Progress,
+) -> list[Row]:
+    """Our best sampler on Python environments, or on a native engine, in turns with peers and its limit."""
+    kinds = {sampler: k for sampler, k, _ in workload.samplers}
+    rows = [row for row in own if (kinds[row.name] == "python") == (kind == "python")]
+    if not rows:
+        return []
+    best = max(rows, key=lambda row: row.ours).name
+    make = next(make for sampler, _, make in workload.samplers if sampler == best)
+    fastest = (plan.kept(f"W5-{name}-fastest") or {})[kinds[best]]
+    lazy = {f"our best ({best})": Lazy(make)}
+    limit = Lazy(workload.limits[fastest])
+    title = f"W5 {workload.env_id}, {'Python' if kind == 'python' else 'native'} environments"
+    return contest(f"W5-{name}-{kind}", title, UNIT, lazy, peers, plan, progress, limit=limit)
 
 
-def _step_bare(spec: GymnasiumEnv, num_envs: int, index: int, cpus: tuple[int, ...], go: Signal) -> None:
-    """Child process: step environments in turn for a while whenever told to, and say the rate."""
-    pin(cpus)
-    envs = [spec.make_one() for _ in range(num_envs)]
-    envs[0].action_space.seed(index)
-    tape = [[envs[0].action_space.sample() for _ in envs] for _ in range(TAPE_ROWS)]
-    for i, env in enumerate(envs):
-        env.reset(seed=index * 1000 + i)
-    send_to_master("ready")
-    position = 0
-    while True:
-        go.wait()
-        steps, start = 0, time.perf_counter()
-        while time.perf_counter() - start < _WINDOW_S:
-            for env, action in zip(envs, tape[position % TAPE_ROWS]):
-                _, _, terminated, truncated, info = env.step(action)
-                if (terminated or truncated) and info.get("game_over", True):
-                    env.reset()
-            position += 1
-            steps += num_envs
-        send_to_master(steps / (time.perf_counter() - start))
+class Lazy:
+    """A contestant that is made when it is first measured, and then warmed up."""
 
-
-class BareEngine:
-    """A native engine's own loop with a tape of actions."""
-
-    def __init__(self, spec: Any, num_envs: int, batch_size: int) -> None:
-        self._engine = spec.make_async(num_envs, 0, 0, batch_size)
-        self._engine.start()
-        self._batch_size = batch_size
-        rng = np.random.default_rng(0)
-        space = self._engine.spaces.action
-        if hasattr(space, "n"):
-            self._tape: list[Any] = [rng.integers(space.n, size=batch_size) for _ in range(TAPE_ROWS)]
-        else:
-            self._tape = [rng.uniform(-1, 1, (batch_size, *space.shape)).astype(np.float32) for _ in range(TAPE_ROWS)]
-        self._position = 0
+    def __init__(self, make: Callable[[], Contestant]) -> None:
+        self._make = make
+        self._made: Contestant | None = None
 
     def rate(self, seconds: float) -> float:
-        steps, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            results = self._engine.recv()
-            self._engine.send(self._tape[self._position % TAPE_ROWS], results.env_ids)
-            self._position += 1
-            steps += self._batch_size
-        return steps / (time.perf_counter() - start)
+        if self._made is None:
+            self._made = self._make()
+            self._made.rate(_WARM_UP_S)
+        return self._made.rate(seconds)
 
     def close(self) -> None:
-        self._engine.close()
+        if self._made is not None:
+            self._made.close()
 
 
-# ---------------------------------------------------------------- samplers
+def _peer_entries(workload: Workload, plan: Plan) -> dict[str, dict[str, Entry]]:
+    """Peers on Python environments, and on native engines."""
+    found: dict[str, dict[str, Entry]] = {"python": {}, "native": {}}
+    for (peer, variant), own in SAMPLING_PEERS[workload.env_id].items():
+        if peer in plan.peers and "cpu" in PEERS[peer].devices:
+            entry = peer_entry(peer, sampling_settings(workload.env_id, own), variant)
+            found["native" if peer == "envpool" else "python"][entry.key] = entry
+    return found
 
 
-class SamplerRate:
-    """A sampler with the benchmark's policy."""
-
-    def __init__(self, sampler: Any, model: ModelSpec, device: str = "cpu") -> None:
-        self._sampler = sampler
-        agent = ActorCriticAgent(model=model)
-        agent.initialize(sampler.connect(seed=0), seed=0, device=device)
-        sampler.initialize(agent, discount=0.99)
-        self._waiting = False
-
-    def rate(self, seconds: float) -> float:
-        steps, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            samples = self._sampler.obtain()
-            steps += int(samples.env.valid[:-1].sum())
-            self._sampler.release(samples)
-            self._sampler.pop_trajectories()
-        return steps / (time.perf_counter() - start)
-
-    def close(self) -> None:
-        self._sampler.close()
+def _planned_against_limits(workload: Workload, plan: Plan, seconds: float, only: str) -> float:
+    count = len(workload.limits) + sum(only in sampler for sampler, _, _ in workload.samplers)
+    return count * (_START_S + plan.rounds * seconds)
 
 
-class PooledActorCritic(nn.Module):
-    """The benchmark's policy for images ``[4, 84, 84]``: pooled to 10x10, then the usual two layers."""
-
-    def __init__(self, observation_space: Any, distribution: Any) -> None:
-        super().__init__()
-        from gymnasium.spaces import Box
-
-        pooled = Box(0, 1, (observation_space.shape[0] * 100,), np.float32)
-        self.inner = ActorCritic(pooled, distribution, shared=True)
-        self.recurrent, self.normalizer = False, None
-
-    def initial_state(self, num_envs: int) -> None:
-        """None: no memory."""
-
-    def _pool(self, inputs: AgentInputs) -> AgentInputs:
-        image = inputs.observation
-        # Every eighth pixel: a real pooling of all pixels would be most of the work that is measured.
-        small = image[..., 2::8, 2::8][..., :10, :10].float().div(255)
-        return AgentInputs(small.flatten(-3))
-
-    def forward(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> Any:
-        """Policy parameters and value."""
-        return self.inner(self._pool(inputs), None, None)
-
-    def value(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> Tensor:
-        """The value alone."""
-        return self.inner.value(self._pool(inputs))
+def _planned(workload: Workload, plan: Plan, seconds: float, only: str) -> float:
+    contests = sum(planned_seconds(2, len(peers), plan) for peers in _peer_entries(workload, plan).values() if peers)
+    return _planned_against_limits(workload, plan, seconds, only) + contests
 
 
-def python_samplers(
-    env: GymnasiumEnv, model: ModelSpec, sizes: Sequence[int], num_steps: int, device: str
-) -> list[tuple[str, str, Callable[[], Contestant]]]:
-    """Every sampler of Python environments at several numbers of environments."""
-    made: list[tuple[str, str, Callable[[], Contestant]]] = []
-
-    def add(name: str, make: Callable[[], Any], on: str = "cpu") -> None:
-        made.append((name, "python", lambda: SamplerRate(make(), model, on)))
-
-    for n in sizes:
-        batch = BatchSpec(num_steps, n)
-        add(f"serial, {n} envs", lambda batch=batch: SerialSampler(env=env, batch=batch))  # type: ignore[misc]
-        add(f"workers, {n} envs", lambda batch=batch: ParallelSampler(env=env, batch=batch))  # type: ignore[misc]
-        for schedule in ("lock_step", "alternating", "dynamic"):
-            server = InferenceServer(schedule=schedule, min_batch=max(1, n // 2))
-            add(
-                f"server, {schedule}, {n} envs",
-                lambda batch=batch, server=server: ParallelSampler(env=env, batch=batch, inference=server),  # type: ignore[misc]
-                device,
-            )
-    return made
+# ---------------------------------------------------------------- workloads
 
 
-def native_samplers(
-    spec: Any, name: str, model: ModelSpec, sizes: Sequence[int], num_steps: int
-) -> list[tuple[str, str, Callable[[], Contestant]]]:
-    """A native engine in lock step, and asynchronously by half of its environments."""
-    made: list[tuple[str, str, Callable[[], Contestant]]] = []
+def _mlp(env_id: str, *sizes: int) -> Callable[[str], Workload]:
+    """An environment with vectors as observations that EnvPool has, too."""
 
-    def add(title: str, make: Callable[[], Any]) -> None:
-        made.append((f"{name} {title}", name, lambda: SamplerRate(make(), model)))
+    def make(device: str) -> Workload:
+        env, engine, model = GymnasiumEnv(factory=env_id), EnvPoolEnv(task_id=env_id), ModelSpec(cls=ActorCritic)
+        limits: dict[str, Callable[[], Contestant]] = {
+            "python": lambda: BareProcesses(env, 64),
+            "envpool": lambda: BareEngine(engine, 64, 64),
+            "envpool:async": lambda: BareEngine(engine, 64, 32),
+        }
+        native = native_samplers(engine, "envpool", model, [size for size in sizes if size >= 64], 64)
+        return Workload(env_id, limits, python_samplers(env, model, sizes, 64, device) + native)
 
-    for n in sizes:
-        batch, half = BatchSpec(num_steps, n), n // 2
-        add(f"lock step, {n} envs", lambda batch=batch: SerialSampler(env=spec, batch=batch))  # type: ignore[misc]
-        if name != "ale":  # its asynchronous mode can starve an environment, which ends the run
-            add(
-                f"asynchronous, {n} envs by {half}",
-                lambda batch=batch, half=half: AsyncSampler(env=spec, batch=batch, num_ready=half),  # type: ignore[misc]
-            )
-    return made
+    return make
 
 
-def workloads(device: str) -> dict[str, Callable[[], Workload]]:
-    """The tasks."""
-    mlp = ModelSpec(cls=ActorCritic)
+def _null(device: str) -> Workload:
+    env = GymnasiumEnv(factory=null_env.NullEnv)
+    samplers = python_samplers(env, ModelSpec(cls=ActorCritic), (16, 64, 128), 64, device)
+    return Workload(null_env.ID, {"python": lambda: BareProcesses(env, 64)}, samplers)
+
+
+def _pong(device: str) -> Workload:
+    env = GymnasiumEnv(factory=make_atari, kwargs={"game": "Pong"})
+    ale, pool = AleEnv(game="pong"), EnvPoolEnv(task_id="Pong-v5")
     pooled = ModelSpec(cls=PooledActorCritic)
+    limits: dict[str, Callable[[], Contestant]] = {"python": lambda: BareProcesses(env, 16)}
+    for name, spec in (("ale", ale), ("envpool", pool)):
+        limits[name] = lambda spec=spec: BareEngine(spec, 32, 32)  # type: ignore[misc]
+        limits[f"{name}:async"] = lambda spec=spec: BareEngine(spec, 32, 16)  # type: ignore[misc]
+    samplers = python_samplers(env, pooled, (16, 32), 32, device)
+    samplers += native_samplers(ale, "ale", pooled, (32,), 32) + native_samplers(pool, "envpool", pooled, (32,), 32)
+    return Workload("Pong", limits, samplers)
 
-    def mujoco() -> Workload:
-        env, engine = GymnasiumEnv(factory="HalfCheetah-v5"), EnvPoolEnv(task_id="HalfCheetah-v5")
-        return Workload(
-            "HalfCheetah-v5",
-            {
-                "python": lambda: BareProcesses(env, 64),
-                "envpool": lambda: BareEngine(engine, 64, 64),
-                "envpool:async": lambda: BareEngine(engine, 64, 32),
-            },
-            python_samplers(env, mlp, (16, 64, 128), 64, device)
-            + native_samplers(engine, "envpool", mlp, (64, 128), 64),
-        )
 
-    def cartpole() -> Workload:
-        env, engine = GymnasiumEnv(factory="CartPole-v1"), EnvPoolEnv(task_id="CartPole-v1")
-        return Workload(
-            "CartPole-v1",
-            {
-                "python": lambda: BareProcesses(env, 64),
-                "envpool": lambda: BareEngine(engine, 64, 64),
-                "envpool:async": lambda: BareEngine(engine, 64, 32),
-            },
-            python_samplers(env, mlp, (16, 64, 128), 64, device)
-            + native_samplers(engine, "envpool", mlp, (64, 128), 64),
-        )
-
-    def pong() -> Workload:
-        env = GymnasiumEnv(factory=make_atari, kwargs={"game": "Pong"})
-        ale, pool = AleEnv(game="pong"), EnvPoolEnv(task_id="Pong-v5")
-        limits: dict[str, Callable[[], Contestant]] = {"python": lambda: BareProcesses(env, 16)}
-        for name, spec in (("ale", ale), ("envpool", pool)):
-            limits[name] = lambda spec=spec: BareEngine(spec, 32, 32)  # type: ignore[misc]
-            limits[f"{name}:async"] = lambda spec=spec: BareEngine(spec, 32, 16)  # type: ignore[misc]
-        samplers = python_samplers(env, pooled, (16, 32), 32, device)
-        samplers += native_samplers(ale, "ale", pooled, (32,), 32) + native_samplers(pool, "envpool", pooled, (32,), 32)
-        return Workload("Pong", limits, samplers)
-
-    return {"HalfCheetah": mujoco, "CartPole": cartpole, "Pong": pong}
+_WORKLOADS: dict[str, Callable[[str], Workload]] = {
+    "HalfCheetah": _mlp("HalfCheetah-v5", 16, 64, 128),
+    "Ant": _mlp("Ant-v5", 16, 64),
+    "CartPole": _mlp("CartPole-v1", 16, 64, 128),
+    "Pong": _pong,
+    "Null": _null,
+}
+NAMES = list(_WORKLOADS)

@@ -18,7 +18,7 @@ from benchmarks.tasks import RETURN, SAMPLING_PEERS, TRAIN, UPDATE
 SCRIPTS = sorted(Path(peers.__file__).parent.glob("*.py"))
 
 
-@pytest.mark.parametrize("command", ["sampling", "update", "train", "learning", "memory", "all", "compare"])
+@pytest.mark.parametrize("command", ["sampling", "update", "train", "learning", "serving", "memory", "all", "compare"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -83,8 +83,9 @@ def test_peers_without_an_accelerator_stay_away_from_it(monkeypatch, tmp_path):
 
 def test_all_measures_everything_and_quick_a_part(tmp_path):
     plan = Plan(1, 1.0, "cpu", [], tmp_path)
-    assert list(everything.parts(plan, quick=False)) == ["memory", "update", "train", "sampling", "time to return"]
-    assert "time to return" not in everything.parts(plan, quick=True)
+    quick = ["memory", "update", "train", "sampling"]
+    assert list(everything.parts(plan, quick=True)) == quick
+    assert list(everything.parts(plan, quick=False)) == [*quick, "serving", "time to return"]
 
 
 def test_parts_of_one_table_are_measured_in_one_way(tmp_path):

@@ -23,8 +23,8 @@ def test_a_loss_is_a_ratio_lower_by_more_than_the_tolerance():
 
 
 def test_rows_match_whatever_the_version_and_the_winner():
-    one = make_row(1.0, "best on Python environments (workers, 64 envs)", "EnvPool, lock step 1.2.5")
-    other = make_row(1.0, "best on Python environments (serial, 16 envs)", "EnvPool, lock step 1.3.0 (screened once)")
+    one = make_row(1.0, "our best (workers, 64 envs)", "EnvPool, lock step 1.2.5")
+    other = make_row(1.0, "our best (serial, 16 envs)", "EnvPool, lock step 1.3.0 (screened once)")
     assert key_of(one) == key_of(other)
     assert key_of(make_row(1.0, "workers, 16 envs")) != key_of(make_row(1.0, "workers, 64 envs"))
     assert key_of(make_row(1.0, against="SB3 2.9.2")) != key_of(make_row(1.0, against="SBX 0.28.0"))

@@ -51,9 +51,6 @@ class OnPolicy:
     max_grad_norm: float = 0.5
     normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
     scale_rewards: bool = False  # divide rewards by the running standard deviation of the discounted return
-    compile: Compile = (
-        "auto"  # the gradient step; "auto": if the run is long enough to earn back the time that it takes
-    )
 
     def __post_init__(self) -> None:
         for name in ("discount", "gae_lambda"):

@@ -1,0 +1,43 @@
+"""The update alone: PPO minibatches per second from one full batch of experience, against peers.
+
+Two networks of 2x64 with minibatches of 64 and 1,024, and the Nature CNN with minibatches of 256.  Ours includes the
+advantages of the whole batch, which Stable-Baselines3 and SBX compute while they sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import options
+from benchmarks.contests import Plan, contest, entries_of, planned_seconds
+from benchmarks.rows import Row
+from benchmarks.tasks import UPDATE
+from benchmarks.turns import Process, Progress
+
+UNIT = "updates/s"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    options.add_contest(parser)
+    parser.add_argument(
+        "--workloads", metavar="NAMES", help=f"comma-separated (default: {','.join(UPDATE)}; with --quick: mlp-64)"
+    )
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    """Measure the tasks that were asked for."""
+    quick = [name for name, task in UPDATE.items() if task.is_quick]
+    names = options.choose_names(args.workloads, list(UPDATE), quick if args.quick else None, "--workloads")
+    return run_tasks(names, options.make_plan(args))
+
+
+def run_tasks(names: list[str], plan: Plan) -> list[Row]:
+    """One contest after the other."""
+    entries = {name: entries_of(UPDATE[name], "update", plan) for name in names}
+    progress = Progress(sum(planned_seconds(len(ours), len(peers), plan) for ours, peers in entries.values()))
+    rows = []
+    for name, (ours, peers) in entries.items():
+        own = {entry.title: Process(entry) for entry in ours.values()}
+        rows += contest(f"W6-{name}", UPDATE[name].title, UNIT, own, peers, plan, progress)
+    return rows
