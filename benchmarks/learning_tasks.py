@@ -55,6 +55,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
             "tensorboard": False,
             "eval_interval_steps": None,
             "checkpoints.keep": "none",
+            "num_threads": 1,  # several run side by side
         }
         trainer = config.override(task.make(seed), quiet)
         games = RecordedGames(trainer)

@@ -48,7 +48,10 @@ def make_python_env(env_id: str) -> GymnasiumEnv:
 
 def make_agent(settings: Settings) -> ActorCriticAgent:
     """Two networks for vectors, one Nature CNN with two heads for images."""
-    kwargs: dict[str, Any] = {"normalize_observation": settings.get("normalize", False)}
+    kwargs: dict[str, Any] = {
+        "normalize_observation": settings.get("normalize", False),
+        "precision": settings.get("precision", "float32"),
+    }
     if settings["env_id"] != "Pong":
         kwargs |= {"hidden_sizes": settings["hidden_sizes"], "shared": False}
     return ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs), init_std=settings["init_std"])

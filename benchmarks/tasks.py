@@ -82,7 +82,11 @@ TRAIN: dict[str, Task] = {
     "W3": Task(
         "W3 PPO Pong, Nature CNN, 8x128, 4 epochs, 4 of 256",
         _ppo("Pong", 8, 128, 4, 256, num_threads=2, **_ATARI),
-        {"EnvPool": {"sampler": "envpool"}},
+        {
+            "float32": {"sampler": "workers"},
+            "bfloat16": {"sampler": "workers", "precision": "bfloat16"},
+            "EnvPool, float32": {"sampler": "envpool"},
+        },
         {"sb3": {"vector": "subproc"}, "cleanrl": {"vector": "envpool"}, "sample-factory": {"num_workers": 2}},
     ),
 }

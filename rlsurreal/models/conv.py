@@ -122,10 +122,16 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _as_batch(image: Tensor) -> Tensor:
-    """``[N, C, H, W]`` in floating point.  Scales a fresh copy: the caller's memory is never written."""
+    """``[N, C, H, W]`` in floating point.  Scales a fresh copy: the caller's memory is never written.
+
+    Channels are last in memory: with 256 images of 84x84, forward and backward of `NatureCnn` take 0.7 (one core) and
+    0.55 (two) of the time that they take with channels first.
+    """
     batch = image.reshape(-1, *image.shape[-3:])
-    # Converting, then scaling in place takes a tenth of the time of ``image / 255``, which converts element by element.
-    return batch.to(torch.float32).mul_(1 / 255) if image.dtype == torch.uint8 else batch
+    if image.dtype == torch.uint8:
+        # Converting, then scaling in place takes a tenth of the time of ``image / 255``, which converts one by one.
+        return batch.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
+    return batch.contiguous(memory_format=torch.channels_last)
 
 
 def _flat_size(network: nn.Module, shape: Sequence[int]) -> int:

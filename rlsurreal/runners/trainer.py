@@ -21,13 +21,18 @@ from rlsurreal.runners.checkpoints import CheckpointPolicy, Checkpoints, load_la
 from rlsurreal.runners.counter import Counter
 from rlsurreal.runners.interrupts import Interrupts
 from rlsurreal.runners.observers import CONSOLE_COLUMNS, Evaluations, MetricLog, Observers, Progress
-from rlsurreal.structs import Agent, Algorithm, Sampler
+from rlsurreal.structs import Agent, Algorithm, Sampler, Spaces
 from rlsurreal.utils import config
+from rlsurreal.utils.affinity import usable_cpus
 from rlsurreal.utils.files import atomic_write, describe_environment, make_run_folder
 from rlsurreal.utils.logger import Console, MetricLogger
+from rlsurreal.utils.namedarraytuple import leaves
 from rlsurreal.utils.programs import Compile
 from rlsurreal.utils.seeding import derive_seed
+from rlsurreal.utils.spaces import map_spaces
 from rlsurreal.utils.timing import PhaseTimer
+
+_MAX_THREADS = 8
 
 _log = logging.getLogger("rlsurreal")
 
@@ -42,7 +47,7 @@ class Trainer:
     total_env_steps: int
     seed: int = 0
     device: str = "cpu"
-    num_threads: int = 1  # of torch in this process
+    num_threads: int | None = None  # of torch in this process; None: 1, or with images the CPUs there are, up to 8
     compile: Compile = "auto"  # gradient steps and choice of actions; "auto": where a run of this length gains
     log_interval_steps: int = 10_000
     eval_interval_steps: int | None = None  # None: no evaluation
@@ -54,8 +59,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         for name in ("total_env_steps", "log_interval_steps", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.compile not in ("auto", "on", "off"):
             raise ValueError(f"compile is {self.compile!r}; choose 'auto', 'on' or 'off'")
         if self.eval_interval_steps is not None and self.eval_interval_steps < 1:
@@ -71,7 +77,6 @@ class Trainer:
         """
         saved = None if resume is None else load_latest(Path(resume))
         folder = make_run_folder(self.root, self.name) if resume is None else Path(resume)
-        torch.set_num_threads(self.num_threads)
         counter = Counter(self.total_env_steps)
         resume_step = None if saved is None else saved["counter"]["env_steps"]
         with (
@@ -125,6 +130,7 @@ class Trainer:
     def _initialize(self) -> None:
         """Build everything; each part's random streams are derived from the one seed."""
         spaces = self.sampler.connect(seed=derive_seed(self.seed, "sampler"))
+        torch.set_num_threads(self.num_threads or _suitable_threads(spaces))
         self.agent.initialize(spaces, seed=derive_seed(self.seed, "model"), device=self.device)
         batch = self.sampler.batch
         num_iterations = -(-self.total_env_steps // (batch.num_steps * batch.num_envs))
@@ -166,3 +172,9 @@ class Trainer:
             json.dump(tree, file, indent=1)
         with atomic_write(folder / ("environment_resumed.json" if resumed else "environment.json"), "w") as file:
             json.dump(describe_environment(), file, indent=1)
+
+
+def _suitable_threads(spaces: Spaces) -> int:
+    """Small networks only lose by a second thread; convolutions use what is there, while the workers are idle."""
+    has_images = any(len(leaf.shape or ()) == 3 for leaf in leaves(map_spaces(lambda leaf: leaf, spaces.observation)))
+    return min(len(usable_cpus()), _MAX_THREADS) if has_images else 1
