@@ -134,7 +134,7 @@ class GradientStep:
             out.copy_(torch.cat([part.reshape(-1) for part in parts]))
 
         def apply(
-            gradient: Tensor, flat: Tensor, sums: Tensor, state: dict[str, Tensor], learning_rate: Tensor
+            flat: Tensor, sums: Tensor, state: dict[str, Tensor], learning_rate: Tensor, gradient: Tensor
         ) -> None:
             norm = torch.linalg.vector_norm(gradient)
             sums[-1] += norm
@@ -156,16 +156,16 @@ class GradientStep:
         ) -> None:
             gradient = torch.empty_like(flat)
             gradients(gradient, flat, fixed, sums, inputs)
-            apply(gradient, flat, sums, state, learning_rate)
+            apply(flat, sums, state, learning_rate, gradient)
 
         if reduce is None:
-            step = Specialized(whole)
+            step = Specialized(whole, 5)
             return lambda *inputs: step(flat, fixed, sums, state, learning_rate, *inputs)
-        first, second = Specialized(gradients), Specialized(apply)
+        first, second = Specialized(gradients, 4), Specialized(apply, 4)
 
         def in_two(*inputs: Tree) -> None:
             first(gradient, flat, fixed, sums, inputs)
-            second(reduce(gradient), flat, sums, state, learning_rate)
+            second(flat, sums, state, learning_rate, reduce(gradient))
 
         return in_two
 

@@ -1,4 +1,4 @@
-"""Functions of CPU tensors as programs: compiled ahead of time, kept on disk, loaded by any process.
+"""Functions of tensors as programs.  On a CPU: compiled ahead of time, kept on disk, loaded by any process.
 
     compile_program(function, *example) --trace, C++ compiler--> a file in the cache --> Program
     Program.bind(*arguments) -> list of tensors (checked)        Program.run(list): one call into compiled code
@@ -6,11 +6,12 @@
 Called by algorithms for their gradient steps and by samplers for choosing actions: with small networks PyTorch's
 dispatch takes several times as long as the arithmetic.  A program has no guards: its run costs some microseconds, where
 a function of torch.compile costs 40 and more.  It is picklable (the file's path and what it takes), and a process that
-runs it needs no compiler.
+runs it needs no compiler.  On a GPU `Specialized` has functions compiled in this process and captured in CUDA graphs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -18,7 +19,7 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from rlsurreal.utils.cuda_graphs import CudaProgram
 from rlsurreal.utils.namedarraytuple import Tree
 
 Compile = Literal["auto", "on", "off"]
@@ -102,20 +104,12 @@ def compile_program(function: Callable[..., None], *example: Tree) -> Program:
     Raises:
         CompileError: it cannot be traced as one graph, or there is no C++ compiler.
     """
-    present = [i for i, argument in enumerate(example) if argument is not None]
-    tensors, spec = _pytree.tree_flatten([example[i] for i in present])
+    on_leaves, tensors = _on_leaves(function, example)
     if any(tensor.device.type != "cpu" for tensor in tensors):
         raise CompileError("programs are for CPU tensors")
-
-    def on_leaves(*leaves: Tensor) -> None:
-        arguments: list[Tree] = [None] * len(example)
-        for i, argument in zip(present, _pytree.tree_unflatten(list(leaves), spec)):
-            arguments[i] = argument
-        function(*arguments)
-
     started = time.perf_counter()
-    try:
-        exported = _trace(on_leaves, tensors)
+    with _compile_errors():
+        exported = _export(_trace(on_leaves, tensors), tensors)
         path = _cache_folder() / f"{_key(exported, tensors)}.pt2"
         if not path.exists():
             _log.info("compiling (once; it takes half a minute or so) ...")
@@ -123,18 +117,59 @@ def compile_program(function: Callable[..., None], *example: Tree) -> Program:
             _log.info("compiled in %.0f s", time.perf_counter() - started)
         program = Program(str(path), signature_of(tensors))
         program._loader = _load(program.path)
-    except Exception as error:  # tracers and compilers raise all kinds; the function itself is run eagerly then
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CompileError(f"{type(error).__name__}: {reason}") from error
     return program
 
 
-class Specialized:
-    """A function that is compiled for each kind of arguments it meets; see `compile_program`."""
+def capture_program(function: Callable[..., None], num_fixed: int, *example: Tree) -> CudaProgram:
+    """``function`` compiled and captured for arguments like ``example``, trees of CUDA tensors.
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-        self._programs: dict[tuple[int, ...], Program] = {}
+    Args:
+        function: see `compile_program`.
+        num_fixed: so many arguments, the first, will always be the very ones of ``example``.
+
+    Raises:
+        CompileError: it cannot be traced, compiled or captured.
+    """
+    on_leaves, tensors = _on_leaves(function, example)
+    num_fixed_tensors = len(_on_leaves(function, example[:num_fixed])[1])
+    with _compile_errors(), torch.no_grad():
+        compiled = torch.compile(_trace(on_leaves, tensors), fullgraph=True, dynamic=False)
+        return CudaProgram(compiled, tensors, num_fixed_tensors)
+
+
+def _on_leaves(function: Callable[..., None], example: Sequence[Tree]) -> tuple[Callable[..., None], list[Tensor]]:
+    """The function of the tensors in ``example``, and these."""
+    present = [i for i, argument in enumerate(example) if argument is not None]
+    tensors, spec = _pytree.tree_flatten([example[i] for i in present])
+
+    def on_leaves(*leaves: Tensor) -> None:
+        arguments: list[Tree] = [None] * len(example)
+        for i, argument in zip(present, _pytree.tree_unflatten(list(leaves), spec)):
+            arguments[i] = argument
+        function(*arguments)
+
+    return on_leaves, tensors
+
+
+@contextlib.contextmanager
+def _compile_errors() -> Iterator[None]:
+    """Tracers and compilers raise all kinds of exceptions.  If it is the function's own, it comes again eagerly."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CompileError(f"{type(error).__name__}: {reason}") from error
+
+
+class Specialized:
+    """A function that is compiled for each kind of arguments it meets; see `compile_program`.
+
+    The first ``num_fixed`` arguments are the same tensors in every call.
+    """
+
+    def __init__(self, function: Callable[..., None], num_fixed: int) -> None:
+        self._function, self._num_fixed = function, num_fixed
+        self._programs: dict[tuple[int, ...], Program | CudaProgram] = {}
         self._kinds: dict[Any, int] = {}
         self._last: list[tuple[Tree, list[Tensor], int]] = []  # arguments, their tensors, their kinds
 
@@ -154,19 +189,28 @@ class Specialized:
         key = tuple(kind for _, _, kind in self._last)
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = compile_program(self._function, *arguments)
+            on_gpu = self._last[0][1][0].device.type == "cuda"
+            if on_gpu:
+                program = capture_program(self._function, self._num_fixed, *arguments)
+            else:
+                program = compile_program(self._function, *arguments)
+            self._programs[key] = program
         program.run([tensor for _, tensors, _ in self._last for tensor in tensors])
 
 
 def _trace(function: Callable[..., None], tensors: list[Tensor]) -> Any:
+    """One graph of plain operations, backward passes included."""
     from torch.fx.experimental.proxy_tensor import make_fx  # seconds of imports, which only those who compile need
 
     def with_result(*leaves: Tensor) -> tuple[Tensor]:
         function(*leaves)
         return (leaves[0].new_zeros(()),)  # a graph needs a result
 
-    # Traced through autograd first, for torch.export takes no backward passes; then exported, which sorts out writes.
-    graph = make_fx(with_result, tracing_mode="fake")(*tensors)
+    return make_fx(with_result, tracing_mode="fake")(*tensors)
+
+
+def _export(graph: Any, tensors: list[Tensor]) -> Any:
+    """Sorts out writes into arguments.  (It takes no backward passes itself: hence the graph.)"""
 
     class Graph(torch.nn.Module):
         def forward(self, *leaves: Tensor) -> tuple[Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlsurreal.algos.update import GradientStep, flatten_parameters, should_compile
+from rlsurreal.algos.update import GradientStep, flatten_parameters
 
 torch.set_num_threads(1)
 
@@ -132,11 +132,6 @@ def test_parameters_of_two_types_are_refused():
     own.two = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"Pair are .*float32.*float64.*one type"):
         flatten_parameters(own)
-
-
-def test_auto_compiles_long_runs_only():
-    assert should_compile("auto", 1_000_000) and not should_compile("auto", 1000) and not should_compile("auto", None)
-    assert should_compile("on", None) and not should_compile("off", 1_000_000)
 
 
 class Branching(Pair):

@@ -80,6 +80,24 @@ def test_one_update_agrees_with_that_of_the_cpu(recurrent):
         torch.testing.assert_close(tensor, updated["cuda"][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("num_minibatches", [2, 3], ids=["even", "uneven"])
+def test_captured_updates_agree_with_eager_ones(num_minibatches):
+    samples = first_slot(SAMPLERS["serial"](), make_agent(None), "cpu")
+    updated, metrics = {}, {}
+    for setting in ("off", "on"):
+        sampler, agent = SAMPLERS["serial"](), make_agent(None)
+        algo = PPO(num_epochs=2, num_minibatches=num_minibatches, learning_rate=1e-3)
+        agent.initialize(sampler.connect(seed=0), seed=0, device="cuda")
+        sampler.close()
+        algo.initialize(agent, BATCH, seed=0, compile=setting)
+        metrics[setting] = [{k: float(v) for k, v in algo.update(samples, p).items()} for p in (0.0, 0.5)]
+        assert (algo._gradient_step._compiled is not None) == (setting == "on")
+        updated[setting] = {name: tensor.cpu() for name, tensor in agent.tensors().items()}
+    torch.testing.assert_close(updated["on"], updated["off"], rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(metrics["on"], metrics["off"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-3)
+
+
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_training_runs_and_resumes(kind, tmp_path):
     def trainer(steps: int) -> Trainer:

@@ -1,0 +1,94 @@
+"""Programs: what they compute, what they refuse, and how they are kept."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple
+from rlsurreal.utils.programs import CompileError, Specialized, compile_program, should_compile
+
+torch.set_num_threads(1)
+
+
+class Pair(NamedArrayTuple):
+    left: Any
+    right: Any = None
+
+
+def scaled(weights: Tensor, inputs: Pair, nothing: None, out: dict[str, Tensor]) -> None:
+    assert nothing is None
+    out["sum"].copy_((inputs.left @ weights).sum(-1))
+    inputs.left.add_(1)
+
+
+def arguments(num_rows: int = 3) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.rand(num_rows, 4, generator=generator)
+    return torch.rand(4, 2, generator=generator), Pair(left), None, {"sum": torch.zeros(num_rows)}
+
+
+def test_auto_compiles_what_earns_back_the_time():
+    assert should_compile("auto", 1_000_000, 1e-3) and not should_compile("auto", 1_000_000, 1e-6)
+    assert not should_compile("auto", None, 1.0)
+    assert should_compile("on", None, 0.0) and not should_compile("off", 1_000_000, 1.0)
+
+
+@pytest.mark.compiles
+def test_program_does_what_the_function_does(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own, theirs = arguments(), arguments()
+    with caplog.at_level(logging.INFO, "rlsurreal"):
+        program = compile_program(scaled, *own)
+    scaled(*theirs)
+    for each in (program, pickle.loads(pickle.dumps(program))):
+        own = arguments()
+        each.run(each.bind(*own))
+        torch.testing.assert_close(own[3]["sum"], theirs[3]["sum"])
+        torch.testing.assert_close(own[1].left, theirs[1].left)
+    files = list(tmp_path.rglob("*"))
+    assert [file.suffix for file in files if file.is_file()] == [".pt2"]
+    assert "compiled in" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "rlsurreal"):
+        compile_program(scaled, *arguments())
+    assert "compiled in" not in caplog.text and list(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.compiles
+def test_other_arguments_than_compiled_for_are_refused():
+    program = compile_program(scaled, *arguments())
+    with pytest.raises(ValueError, match=r"compiled for .*float32\[3, 4\].* is given .*float32\[5, 4\]"):
+        program.bind(*arguments(5))
+    weights, inputs, nothing, out = arguments()
+    with pytest.raises(ValueError, match="compiled for"):
+        program.bind(weights, Pair(inputs.left.T.contiguous().T), nothing, out)  # the same shape, another layout
+
+
+@pytest.mark.compiles
+def test_constants_and_sizes_make_programs_of_their_own():
+    results = []
+    for factor in (2.0, 3.0):
+        own = torch.ones(2)
+        specialized = Specialized(lambda x, factor=factor: x.mul_(factor * torch.tensor([1.0, factor])), 0)
+        specialized(own)
+        longer = torch.ones(3, 2)
+        specialized(longer)
+        specialized(own)
+        assert len(specialized._programs) == 2
+        results.append((own.tolist(), longer.tolist()))
+    assert results == [([4.0, 16.0], [[2.0, 4.0]] * 3), ([9.0, 81.0], [[3.0, 9.0]] * 3)]
+
+
+def test_tensors_that_are_no_arguments_and_branches_are_refused():
+    elsewhere = torch.ones(2)
+    for function in (lambda x: x.add_(elsewhere), lambda x: x.add_(1 if float(x.sum()) > 0 else 2)):
+        own = torch.ones(2)
+        with pytest.raises(CompileError):
+            compile_program(function, own)
+        assert own.tolist() == [1, 1], "nothing has been run"
