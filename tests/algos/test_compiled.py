@@ -67,12 +67,12 @@ def test_compiled_update_equals_eager_update(name):
     case = CASES[name]
     agents, metrics, samples = {}, {}, None
     for setting in ("off", "on"):
-        algo = dataclasses.replace(case["algo"], compile=setting)
+        algo = dataclasses.replace(case["algo"])
         kwargs = {"hidden_sizes": (8,), **case.get("model", {})}
         agent = ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs), **case.get("agent", {}))
         sampler = SerialSampler(env=case["env"], batch=BatchSpec(T, B))
         agent.initialize(sampler.connect(seed=2), seed=1)
-        algo.initialize(agent, sampler.batch, seed=3)
+        algo.initialize(agent, sampler.batch, seed=3, compile=setting)
         sampler.initialize(agent, discount=algo.discount)
         if samples is None:
             samples = tree_map(torch.clone, sampler.obtain())
