@@ -10,7 +10,7 @@ version = re.findall(
 )[0]
 
 atari = ["ale-py>=0.11", "opencv-python-headless"]
-envpool = ["envpool>=1.2"]
+envpool = ["envpool>=1.2"]  # for Python 3.11 and newer
 dm_control = ["shimmy[dm-control]>=2.0", "mujoco<4"]  # dm_control 1.0.50 does not load with MuJoCo 4
 plot = ["matplotlib"]
 video = ["imageio[ffmpeg]"]
@@ -40,6 +40,6 @@ setup(
         "dm-control": dm_control,
         "plot": plot,
         "video": video,
-        "dev": atari + envpool + plot + video + test,
+        "dev": atari + [f"{name}; python_version >= '3.11'" for name in envpool] + plot + video + test,
     },
 )

@@ -105,7 +105,7 @@ class ModelAgent:
         """What `act` computes with."""
         return named_tensors(self.module)
 
-    def compile_act(self, inputs: AgentInputs, state: Tree, noise: Noise, step: AgentStep) -> Program:
+    def compile_act(self, inputs: AgentInputs, state: Tree, noise: Noise, step: AgentStep, num_threads: int) -> Program:
         """See `rlsurreal.structs.CompilesAct`."""
         acting = _Acting(self)
 
@@ -118,7 +118,7 @@ class ModelAgent:
                 for old, result in zip((step, state), new):
                     tree_map(torch.Tensor.copy_, old, result)
 
-        return compile_program(act, self.act_tensors(), inputs, state, step, noise)
+        return compile_program(act, self.act_tensors(), inputs, state, step, noise, num_threads=num_threads)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the agent."""

@@ -70,6 +70,7 @@ class GradientStep:
         self._adam.state[self._flat] = self._state
         self._sums = torch.zeros(num_metrics + 1, device=self._flat.device)
         self._num_steps = 0
+        self._specialized: list[Specialized] = []
         self._compiled = self._compile() if compile else None
 
     def __call__(self, *inputs: Tree) -> None:
@@ -85,6 +86,14 @@ class GradientStep:
 
     def take_metrics(self) -> Tensor:
         """Means over the steps since the last call: the loss's metrics, and the gradient's norm before clipping."""
+        for name, part in self._split(self._flat.detach()).items():
+            if self._module.get_parameter(name).data_ptr() != part.data_ptr():
+                raise RuntimeError(
+                    f"parameter {name!r} was replaced after the algorithm was initialized (by module.to(...)?), so it "
+                    "no longer learns; change the module before"
+                )
+        for specialized in self._specialized:
+            specialized.forget()
         means = self._sums / max(1, self._num_steps)
         self._sums.zero_()
         self._num_steps = 0
@@ -160,12 +169,15 @@ class GradientStep:
 
         if reduce is None:
             step = Specialized(whole, 5)
+            self._specialized = [step]
             return lambda *inputs: step(flat, fixed, sums, state, learning_rate, *inputs)
-        first, second = Specialized(gradients, 4), Specialized(apply, 4)
+        first, second = Specialized(gradients, 4), Specialized(apply, 5)
+        self._specialized = [first, second]
 
         def in_two(*inputs: Tree) -> None:
             first(gradient, flat, fixed, sums, inputs)
-            second(flat, sums, state, learning_rate, reduce(gradient))
+            gradient.copy_(reduce(gradient))
+            second(flat, sums, state, learning_rate, gradient)
 
         return in_two
 

@@ -13,7 +13,7 @@ from gymnasium import spaces as gs
 from rlsurreal.envs.base import agent_spaces, available_cpus, env_seed, import_optional
 from rlsurreal.envs.native import ActionConverter, AsyncResults, NativeVectorEnv, check_finite
 from rlsurreal.utils.namedarraytuple import Tree, namedarraytuple
-from rlsurreal.utils.spaces import children, field_name
+from rlsurreal.utils.spaces import children, field_name, leaf_dtype
 
 _OWN_SETTINGS = ("num_envs", "batch_size", "num_threads", "seed", "env_seed")
 
@@ -168,14 +168,14 @@ class EnvPoolEngine:
 
 
 def _to_tree(space: gym.Space, observation: Any) -> Tree:
-    """Arrays in the structure of ``space``: float64 as float32, discrete values counted from 0."""
+    """Arrays in the structure of ``space`` and the types of the slots; discrete values counted from 0."""
     parts = children(space)
     if parts is not None:
         structure = namedarraytuple("Dict", parts)
         return structure._make(_to_tree(child, observation[key]) for key, child in parts.values())
     if isinstance(space, gs.Discrete) and space.start != 0:
-        return observation - space.start
-    return observation.astype(np.float32) if observation.dtype == np.float64 else observation
+        observation = observation - space.start
+    return observation.astype(leaf_dtype(space), copy=False)
 
 
 def _with_true_bounds(space: gym.Space) -> gym.Space:

@@ -1,7 +1,6 @@
 """Convolutional networks for images ``[C, H, W]``.  Called by `rlsurreal.models.encoders`.
 
-uint8 images are scaled to [0, 1] here, in a copy; floating-point images are taken as they are.  Both networks run in
-either memory format (``model.to(memory_format=torch.channels_last)`` pays off on GPUs with half precision).
+uint8 images are scaled to [0, 1] here, in a copy; floating-point images are taken as they are.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Runs where actions are chosen: in the serial sampler, in workers with a copy of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Actor:
         programs: the agent's `act`, compiled, by number of columns (see `act_programs`); other numbers run eagerly.
         """
         self.agent = agent
-        self._programs = programs or {}
+        self._programs = dict(programs or {}) if agent.device.type == "cpu" else {}
         self._columns = columns
         self._all: Samples = to_torch(slots[:, :, columns])
         self._slots = [self._all[s] for s in range(len(slots.env.reward))]
@@ -65,7 +66,7 @@ class Actor:
         self.num_slots_begun = 0
         self.first_row = 0  # number of the present slot's row 0, counted from the start: random numbers are keyed by it
         self._rows: dict[tuple[int, int, int], _Row] = {}
-        self._step: AgentStep | None = None  # of `decide_at`, where a program writes it
+        self._calls: dict[int, _Call] = {}  # of `decide_at`, by number of columns
 
     def begin(self, slot: int) -> None:
         """Open a slot."""
@@ -108,10 +109,10 @@ class Actor:
         row.program = None if self._noise is None else self._programs.get(part.stop - part.start)
         if row.program is not None:
             state = tree_map(lambda s: s[part], self.state)
+            noise = self._noise_rows(t, part)
             agent: Any = self.agent
-            arguments = (agent.act_tensors(), row.inputs, state, row.step)
-            row.bound = row.program.bind(*arguments, self._noise_rows(t, part))
-            row.num_fixed = len(row.bound) - sum(numbers is not None for numbers in self._noise_rows(t, part))
+            row.bound = row.program.bind(agent.act_tensors(), row.inputs, state, row.step, noise)
+            row.num_fixed = len(row.bound) - len(leaves(noise))
         return row
 
     @torch.inference_mode()
@@ -156,16 +157,16 @@ class Actor:
 
     def _run(self, program: Program, inputs: AgentInputs, state: Tree, noise: Noise | None) -> AgentStep:
         """The program writes the next state into ``state``."""
-        agent: Any = self.agent
-        if self._step is None:
-            size = len(leaves(inputs)[0])
-            self._step = tree_map(lambda a: torch.empty_like(a[0, 0, :size]), _step(self._all))
-            program.bind(
-                agent.act_tensors(), inputs, state, self._step, noise
-            )  # checks that it is what it was made for
-        tensors = [*agent.act_tensors().values(), *leaves(inputs), *leaves(state), *leaves(self._step), *leaves(noise)]
+        size = len(leaves(inputs)[0])
+        call = self._calls.get(size)
+        if call is None:
+            agent: Any = self.agent
+            step = tree_map(lambda a: torch.empty_like(a[0, 0, :size]), _step(self._all))
+            program.bind(agent.act_tensors(), inputs, state, step, noise)  # checks that they are what it was made for
+            call = self._calls[size] = _Call(step, list(agent.act_tensors().values()))
+        tensors = [*call.fixed, *leaves(inputs), *leaves(state), *leaves(call.step), *leaves(noise)]
         program.run(tensors)
-        return self._step
+        return call.step
 
     def _record_states(self, at: tuple[Tensor, Tensor, Tensor], state: Tree) -> None:
         """Record states ``[k]`` before rows ``at``, where a record is due; row 0 is row T of the slot before, too."""
@@ -215,6 +216,14 @@ class Actor:
         self.num_slots_begun = state["num_slots_begun"]
 
 
+@dataclass
+class _Call:
+    """What every call of a program for so many columns has in common."""
+
+    step: AgentStep  # where it writes
+    fixed: list[Tensor]
+
+
 class _Row:
     """Views of what an agent reads and writes in one row, made once."""
 
@@ -240,27 +249,38 @@ def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def act_programs(
-    agent: Agent, slots: Samples, sizes: Iterable[int], compile: Compile, num_slots: int | None
+    agent: Agent, slots: Samples, sizes: Collection[int], num_threads: int, compile: Compile, num_slots: int | None
 ) -> dict[int, Program]:
     """The agent's `act`, compiled for each number of columns in ``sizes``; none where it runs eagerly.
 
-    ``compile`` says whether, given that ``num_slots`` slots are to be filled, if that is known.
+    Args:
+        agent: that acts, or whose copies do.
+        slots: that they write into.
+        sizes: numbers of columns.
+        num_threads: of torch where they act.
+        compile: whether to compile.
+        num_slots: to be filled, if that is known.
     """
     num_steps = slots.env.reward.shape[1] - 1
     num_calls = None if num_slots is None else num_slots * num_steps
-    if not should_compile(compile, num_calls, _SECONDS_SAVED) or agent.device.type != "cpu":
+    if not should_compile(compile, num_calls, _SECONDS_SAVED):
         return {}
-    if not isinstance(agent, CompilesAct):
+    if not isinstance(agent, CompilesAct) or agent.device.type != "cpu" or not sizes:
+        if compile == "on":
+            _log.warning(
+                "acting is not compiled: that needs an agent with compile_act, a CPU, and batches of one size "
+                "(a dynamic inference server has none)"
+            )
         return {}
     programs = {}
     for size in set(sizes):
         row, spec = _Row(to_torch(slots[0, :, :size]), 0), agent.noise_spec
         noise = Noise(*(torch.zeros(size, count) if count else None for count in (spec.normal, spec.uniform)))
         try:
-            programs[size] = agent.compile_act(row.inputs, agent.initial_state(size), noise, row.step)
+            programs[size] = agent.compile_act(row.inputs, agent.initial_state(size), noise, row.step, num_threads)
         except CompileError as error:
             _log.warning("acting cannot be compiled and runs eagerly (compile='off' is quiet): %s", error)
-            break
+            return {}
     return programs
 
 

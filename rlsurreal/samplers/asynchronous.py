@@ -101,7 +101,7 @@ class AsyncStation:
             first_env=batch.first_env,
             seed=seed,
             state_interval=interval,
-            programs=act_programs(agent, self.slots, [engine.batch_size], *compile),
+            programs=act_programs(agent, self.slots, [engine.batch_size], torch.get_num_threads(), *compile),
         )
         self._last_action = tree_map(lambda a: np.zeros_like(a[0, 0]), self.slots.agent.action)  # [B]
         self._row = np.full(batch.num_envs, -1)  # whose action is under way, counted from the start

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from rlsurreal.distributed.processes import Launcher
 from rlsurreal.distributed.shared_arrays import SharedFile, allocate
@@ -117,7 +118,9 @@ class ParallelSampler(SamplerSettings):
         self._layout = Layout(self.batch.num_envs, num_workers, num_groups, max(1, num_servers))
         self._eval_layout = Layout(self.evaluation.num_envs, num_workers, 1, max(1, num_servers))
         self._allocate(agent)
-        self._programs = act_programs(agent, self._slots, self._act_sizes(), compile, num_iterations)
+        self._programs = act_programs(
+            agent, self._slots, self._act_sizes(), self._act_threads(), compile, num_iterations
+        )
         self._trajectories: list[TrajInfo] = []
 
     def _act_sizes(self) -> list[int]:
@@ -128,6 +131,13 @@ class ParallelSampler(SamplerSettings):
             return []  # any number
         servers = range(self._layout.num_servers)
         return [sum(u.num_envs for u in group) for s in servers for group in self._layout.groups_of_server(s)]
+
+    def _act_threads(self) -> int:
+        """Threads of torch where actions are chosen."""
+        if self.inference is None:
+            return self._affinity.worker_threads
+        in_master = self.num_slots == 1 and not self.inference.devices
+        return torch.get_num_threads() if in_master else self.inference.num_threads
 
     def _started(self) -> Crew:
         """The processes, started if they are not."""

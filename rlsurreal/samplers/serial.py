@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlsurreal.distributed.shared_arrays import plain
 from rlsurreal.samplers.actor import Actor, act_programs, agent_example
@@ -220,7 +221,7 @@ class Station:
             state_interval=interval,
             purpose=purpose,
             deterministic=deterministic,
-            programs=act_programs(agent, self.slots, [batch.num_envs], *compile),
+            programs=act_programs(agent, self.slots, [batch.num_envs], torch.get_num_threads(), *compile),
         )
 
     def fill(self) -> EnvSamples:

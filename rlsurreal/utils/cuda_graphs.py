@@ -20,16 +20,21 @@ class CudaProgram:
     Args:
         function: of tensors; see `rlsurreal.utils.programs.compile_program`.
         tensors: its arguments.  The first ``num_fixed`` will always be these very tensors (parameters and such);
-            of the others the graph has copies, into which `run` writes.
+            of the others the graph has copies, into which `run` writes: what ``function`` writes there is lost.
     """
 
     def __init__(self, function: Callable[..., None], tensors: Sequence[Tensor], num_fixed: int) -> None:
         self._num_fixed = num_fixed
-        self._inputs = [tensor.clone() for tensor in tensors[num_fixed:]]
+        with torch.cuda.device(tensors[0].device):
+            self._capture(function, tensors)
+
+    def _capture(self, function: Callable[..., None], tensors: Sequence[Tensor]) -> None:
+        fixed = tensors[: self._num_fixed]
+        self._inputs = [tensor.clone() for tensor in tensors[self._num_fixed :]]
         self._copied: list[Tensor | None] = [None] * len(self._inputs)
         self._graph = torch.cuda.CUDAGraph()
-        arguments = [*tensors[:num_fixed], *self._inputs]
-        before = [tensor.clone() for tensor in tensors[:num_fixed]]
+        arguments = [*fixed, *self._inputs]
+        before = [tensor.clone() for tensor in fixed]
         present, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         try:
             aside.wait_stream(present)
@@ -38,7 +43,7 @@ class CudaProgram:
                     function(*arguments)
         finally:
             present.wait_stream(aside)
-            for tensor, old in zip(tensors, before):
+            for tensor, old in zip(fixed, before):
                 tensor.copy_(old)
         with torch.cuda.graph(self._graph):
             function(*arguments)
@@ -50,3 +55,7 @@ class CudaProgram:
                 self._inputs[i].copy_(tensor, non_blocking=True)
                 self._copied[i] = tensor
         self._graph.replay()
+
+    def forget(self) -> None:
+        """Take no input for unchanged, and hold none."""
+        self._copied = [None] * len(self._inputs)

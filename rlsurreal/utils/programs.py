@@ -19,6 +19,7 @@ import platform
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,11 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from rlsurreal.utils.cuda_graphs import CudaProgram
+from rlsurreal.utils.files import atomic_write
 from rlsurreal.utils.namedarraytuple import Tree
 
 Compile = Literal["auto", "on", "off"]
-Signature = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+Signature = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device], ...]
 
 _log = logging.getLogger("rlsurreal")
 
@@ -57,9 +59,16 @@ class CompileError(RuntimeError):
     """A function cannot be compiled here; the message says why."""
 
 
-def signature_of(tensors: list[Tensor]) -> Signature:
-    """What a program is made for: shapes, strides and types."""
-    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
+def signature_of(tensors: Sequence[Tensor]) -> Signature:
+    """What a program is made for: shapes, strides (where they matter), types and devices."""
+    return tuple((t.shape, _strides(t), t.dtype, t.device) for t in tensors)
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    strides = tensor.stride()
+    if 1 not in tensor.shape:
+        return strides
+    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, strides))  # theirs may be anything
 
 
 @dataclass
@@ -87,36 +96,43 @@ class Program:
     def run(self, tensors: list[Tensor]) -> None:
         """Call the function with what `bind` gave; any of the tensors may be replaced by one just like it."""
         if self._loader is None:
-            self._loader = _load(self.path)
+            try:
+                self._loader = _load(self.path)
+            except Exception as error:
+                raise RuntimeError(f"the compiled program {self.path} cannot be loaded; start anew") from error
         self._loader.run(tensors)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "signature": self.signature, "_loader": None}
 
 
-def compile_program(function: Callable[..., None], *example: Tree) -> Program:
+def compile_program(function: Callable[..., None], *example: Tree, num_threads: int | None = None) -> Program:
     """``function`` compiled for arguments like ``example``, trees of CPU tensors; from the cache where it is there.
 
     Args:
         function: writes its results into tensors among its arguments.  Other tensors that it uses must be arguments,
             too; everything else that it finds (numbers, options) is taken for constant.
+        num_threads: of the process that will run it; None: as in this process.
 
     Raises:
         CompileError: it cannot be traced as one graph, or there is no C++ compiler.
     """
     on_leaves, tensors = _on_leaves(function, example)
+    num_threads = num_threads or torch.get_num_threads()
     if any(tensor.device.type != "cpu" for tensor in tensors):
         raise CompileError("programs are for CPU tensors")
     started = time.perf_counter()
     with _compile_errors():
         exported = _export(_trace(on_leaves, tensors), tensors)
-        path = _cache_folder() / f"{_key(exported, tensors)}.pt2"
-        if not path.exists():
-            _log.info("compiling (once; it takes half a minute or so) ...")
-            _build(exported, path)
-            _log.info("compiled in %.0f s", time.perf_counter() - started)
+        path = _cache_folder() / f"{_key(exported, tensors, num_threads)}.so"
         program = Program(str(path), signature_of(tensors))
-        program._loader = _load(program.path)
+        try:
+            program._loader = _load(program.path)
+        except Exception:  # not there, or damaged
+            _log.info("compiling (once; it takes half a minute or so) ...")
+            _build(exported, path, num_threads)
+            _log.info("compiled in %.0f s", time.perf_counter() - started)
+            program._loader = _load(program.path)
     return program
 
 
@@ -184,6 +200,10 @@ class Specialized:
         for i, argument in enumerate(arguments):
             if argument is not self._last[i][0]:  # most arguments are those of the call before
                 tensors, structure = _pytree.tree_flatten(argument)
+                if not all(isinstance(tensor, Tensor) for tensor in tensors):
+                    raise ValueError(
+                        f"argument {i} of a compiled function is {argument!r}; pass tensors (0-dim for numbers)"
+                    )
                 kind = self._kinds.setdefault((structure, signature_of(tensors)), len(self._kinds))
                 self._last[i] = argument, tensors, kind
         key = tuple(kind for _, _, kind in self._last)
@@ -196,6 +216,13 @@ class Specialized:
                 program = compile_program(self._function, *arguments)
             self._programs[key] = program
         program.run([tensor for _, tensors, _ in self._last for tensor in tensors])
+
+    def forget(self) -> None:
+        """Hold no argument any longer than its call, and take none for unchanged."""
+        self._last = []
+        for program in self._programs.values():
+            if isinstance(program, CudaProgram):
+                program.forget()
 
 
 def _trace(function: Callable[..., None], tensors: list[Tensor]) -> Any:
@@ -222,37 +249,43 @@ def _export(graph: Any, tensors: list[Tensor]) -> Any:
         return torch.export.export(Graph(), tuple(tensors), strict=False)
 
 
-def _build(exported: Any, path: Path) -> None:
+def _build(exported: Any, path: Path, num_threads: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.no_grad(), warnings.catch_warnings():
+    patch = torch._inductor.config.patch({"cpp.threads": num_threads})
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings(), patch:
         warnings.simplefilter("ignore", FutureWarning)
-        made = torch._inductor.aoti_compile_and_package(exported, package_path=os.path.join(folder, "program.pt2"))
-        os.replace(made, path)  # at once: another process may look for it
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=os.path.join(folder, "program.pt2"))
+        # Every process that loads a package unpacks it, and leaves that behind if it is killed.  So unpack it here.
+        with zipfile.ZipFile(package) as archive:
+            (library,) = [name for name in archive.namelist() if name.endswith(".so")]
+            content = archive.read(library)
+    with atomic_write(path) as file:  # another process may look for it
+        file.write(content)
 
 
 def _load(path: str) -> Any:
-    native: Any = getattr(torch._C, "_aoti", None)
-    if hasattr(native, "AOTIModelPackageLoader"):
-        return native.AOTIModelPackageLoader(path, "model", False, 1, -1)  # without a second's import of the compiler
-    return torch._inductor.aoti_load_package(path).loader
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
 
 
-def _key(exported: Any, tensors: list[Tensor]) -> str:
+def _key(exported: Any, tensors: list[Tensor], num_threads: int) -> str:
     """Differs where the compiled code would."""
     digest = hashlib.sha256()
+    graphs = [part.graph for part in exported.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
     parts: list[Any] = [
-        str(exported.graph),
-        [repr(node.meta.get("val")) for node in exported.graph.nodes],
+        [str(graph) for graph in graphs],
+        [repr(node.meta.get("val")) for graph in graphs for node in graph.nodes],
         signature_of(tensors),
         torch.__version__,
-        torch.get_num_threads(),
+        num_threads,
+        torch.get_float32_matmul_precision(),
         torch.backends.cpu.get_cpu_capability(),
+        os.cpu_count(),
         _cpu(),
     ]
     for part in parts:
         digest.update(repr(part).encode())
     for name, constant in sorted(exported.constants.items()):
-        digest.update(name.encode() + constant.detach().contiguous().numpy().tobytes())
+        digest.update(name.encode() + bytes(constant.detach().contiguous().flatten().view(torch.uint8).tolist()))
     return digest.hexdigest()[:32]
 
 
@@ -266,8 +299,11 @@ def _cpu() -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlsurreal" / "programs"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsurreal" / "programs"
 
 
 def _describe(signature: Signature) -> str:
-    return ", ".join(f"{str(dtype).removeprefix('torch.')}{list(shape)}" for shape, _, dtype in signature)
+    return ", ".join(
+        f"{str(dtype).removeprefix('torch.')}{list(shape)} strides {list(strides)} on {device}"
+        for shape, strides, dtype, device in signature
+    )

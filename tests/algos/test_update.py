@@ -77,7 +77,7 @@ def test_gradients_do_not_add_up_and_metrics_are_means():
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_clipping_comes_after_the_reduction_over_ranks(compile):
     one, two = Pair(), Pair()
-    step = make_step(one, max_grad_norm=6.5, reduce=lambda gradient: 2 * gradient, compile=compile)
+    step = make_step(one, max_grad_norm=6.5, reduce=lambda gradient: gradient.mul_(2), compile=compile)
     step.learning_rate.fill_(0.1)
     step(ZERO)
     assert step.take_metrics()[-1].item() == pytest.approx(26)
@@ -125,6 +125,15 @@ def test_parameters_are_views_of_one_buffer_and_stay_so():
     assert flatten_parameters(own).data_ptr() == flat.data_ptr()
     flat.zero_()
     assert own.two.item() == 0
+
+
+def test_parameters_that_leave_the_buffer_are_noticed():
+    own = Pair()
+    step = make_step(own)
+    own.two.data = own.two.data.clone()
+    step(ZERO)
+    with pytest.raises(RuntimeError, match="parameter 'two' was replaced"):
+        step.take_metrics()
 
 
 def test_parameters_of_two_types_are_refused():

@@ -60,6 +60,12 @@ def test_compiled_actions_are_those_of_the_agent(name):
         torch.testing.assert_close(leaves(ours), leaves(theirs), atol=1e-4, rtol=1e-4)
 
 
+def test_one_environment_is_enough():
+    plain, compiled = (play(SerialSampler(env=PENDULUM, batch=BatchSpec(16, 1)), c, {}) for c in ("off", "on"))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(leaves(ours), leaves(theirs), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("inference", [None, InferenceServer(), InferenceServer(schedule="alternating")])
 def test_workers_and_servers_run_programs(inference):

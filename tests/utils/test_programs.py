@@ -52,12 +52,17 @@ def test_program_does_what_the_function_does(tmp_path, monkeypatch, caplog):
         torch.testing.assert_close(own[3]["sum"], theirs[3]["sum"])
         torch.testing.assert_close(own[1].left, theirs[1].left)
     files = list(tmp_path.rglob("*"))
-    assert [file.suffix for file in files if file.is_file()] == [".pt2"]
+    assert [file.suffix for file in files if file.is_file()] == [".so"]
     assert "compiled in" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "rlsurreal"):
         compile_program(scaled, *arguments())
     assert "compiled in" not in caplog.text and list(tmp_path.rglob("*")) == files
+    (library,) = tmp_path.rglob("*.so")
+    library.unlink()  # not overwritten: this process has it in memory
+    library.write_bytes(b"damaged")
+    program = compile_program(scaled, *arguments())
+    program.run(program.bind(*arguments()))
 
 
 @pytest.mark.compiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from rlsurreal.utils.schedules import Schedule, as_schedule
 from rlsurreal.utils.torch_tree import to_device
 
 _SECONDS_SAVED = 0.9e-3  # by compiling, in each gradient step of a small network on one CPU core
+
+
+_log = logging.getLogger("rlsurreal")
 
 
 class Rollout(NamedArrayTuple):
@@ -89,13 +93,18 @@ class OnPolicy:
         """
         self._agent, self._batch = agent, batch
         num_steps = None if num_iterations is None else num_iterations * self._num_steps_per_update
+        compiled = should_compile(compile, num_steps, _SECONDS_SAVED)
+        if compiled and agent.module.recurrent:
+            # A recurrent pass goes from reset to reset, so its course depends on the data.
+            compiled = False
+            if compile == "on":
+                _log.warning("the update is not compiled: the model is recurrent")
         self._gradient_step = GradientStep(
             agent.module,
             self._loss,
             self._num_metrics,
             max_grad_norm=self.max_grad_norm,
-            # A recurrent pass goes from reset to reset, so its course depends on the data.
-            compile=should_compile(compile, num_steps, _SECONDS_SAVED) and not agent.module.recurrent,
+            compile=compiled,
         )
         self._scaler = RewardScaler(batch.num_envs, self.discount) if self.scale_rewards else None
         self._generator = torch.Generator().manual_seed(seed)
