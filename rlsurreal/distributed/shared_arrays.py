@@ -21,6 +21,7 @@ import numpy as np
 
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 
+_NUMPY_1 = np.lib.NumpyVersion(np.__version__) < "2.0.0"  # which does not say where it wants a scalar
 _ALIGNMENT = 64  # a cache line, and what vectorised kernels and CUDA registration like
 
 
@@ -97,7 +98,7 @@ class SharedArray(np.ndarray):
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         result = np.asarray(array)
-        return result[()] if return_scalar else result
+        return result[()] if return_scalar or (_NUMPY_1 and result.ndim == 0) else result
 
     def __reduce__(self) -> Any:
         block = self._block
