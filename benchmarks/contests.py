@@ -18,6 +18,7 @@ from benchmarks.peers import PEERS, python_of
 from benchmarks.rows import Row, compare_rounds, from_json, to_json
 from benchmarks.tasks import Settings, Task
 from benchmarks.turns import Contestant, ContestantError, Entry, Process, Progress, take_turns
+from rlsurreal.utils.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
 NUM_FINALISTS = 2
@@ -42,9 +43,8 @@ class Plan:
     def keep(self, name: str, part: Any) -> None:
         """Keep a finished part."""
         self.results.mkdir(parents=True, exist_ok=True)
-        path = self.results / f"{name}.json"
-        path.with_suffix(".new").write_text(json.dumps(part, indent=1) + "\n")
-        path.with_suffix(".new").replace(path)  # a part is there as a whole or not at all
+        with atomic_write(self.results / f"{name}.json", "w") as file:
+            file.write(json.dumps(part, indent=1) + "\n")
 
 
 def ours_entry(settings: Settings, name: str) -> Entry:
@@ -79,6 +79,17 @@ def entries_of(task: Task, what: str, plan: Plan) -> tuple[dict[str, Entry], dic
         if peer in plan.peers and plan.device.split(":")[0] in PEERS[peer].devices
     }
     return ours, peers
+
+
+def run_tasks(tasks: Mapping[str, Task], what: str, unit: str, plan: Plan) -> list[Row]:
+    """One contest after the other; ``what`` contestants are to do: "train" or "update"."""
+    entries = {name: entries_of(task, what, plan) for name, task in tasks.items()}
+    progress = Progress(sum(planned_seconds(len(ours), len(peers), plan) for ours, peers in entries.values()))
+    rows = []
+    for name, (ours, peers) in entries.items():
+        own = {entry.title: Process(entry) for entry in ours.values()}
+        rows += contest(f"{what}-{name}", tasks[name].title, unit, own, peers, plan, progress)
+    return rows
 
 
 def planned_seconds(num_ours: int, num_peers: int, plan: Plan) -> float:

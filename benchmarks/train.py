@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import options, time_to_return
-from benchmarks.contests import Plan, contest, entries_of, planned_seconds
+from benchmarks import contests, options, time_to_return
+from benchmarks.contests import Plan
 from benchmarks.rows import Row
 from benchmarks.tasks import RETURN, TRAIN
-from benchmarks.turns import Process, Progress
 
 UNIT = "env steps/s"
 
@@ -39,13 +38,7 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 def run_tasks(names: list[str], plan: Plan) -> list[Row]:
     """One contest after the other."""
-    entries = {name: entries_of(TRAIN[name], "train", plan) for name in names}
-    progress = Progress(sum(planned_seconds(len(ours), len(peers), plan) for ours, peers in entries.values()))
-    rows = []
-    for name, (ours, peers) in entries.items():
-        own = {entry.title: Process(entry) for entry in ours.values()}
-        rows += contest(name, TRAIN[name].title, UNIT, own, peers, plan, progress)
-    return rows
+    return contests.run_tasks({name: TRAIN[name] for name in names}, "train", UNIT, plan)
 
 
 def _quick() -> list[str]:

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import tempfile
 import time
@@ -30,6 +29,7 @@ ITERATION_LIMIT_S = 120.0  # a turn ends with an iteration, and may be longer th
 WARNING_MARK = "contestant warns: "  # lines that ours prints for the master to show
 _BUSY_SHARE = 0.03  # of one core: above it, who waits disturbs who is measured
 _SHOWN_LINES = 25
+_CLEAN_UP_S = 5.0
 _LOOK_S = 0.5  # between looks at whether a contestant is still there
 
 
@@ -146,12 +146,13 @@ class Process:
         if self._process is None:
             return
         process, self._process = self._process, None
-        members = _descendants(process.pid)
-        for kill in (lambda: os.killpg(process.pid, signal.SIGKILL), *(member.kill for member in members)):
-            try:
-                kill()
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
+        members = _members(process.pid)
+        # Some libraries have processes that remove what the others leave in shared memory, once these are gone.
+        for member in members:
+            if not _cleans_up(member):
+                _kill(member)
+        for member in psutil.wait_procs(members, timeout=_CLEAN_UP_S)[1]:
+            _kill(member)
         process.wait()
         for pipe in (process.stdin, self._answers):
             if pipe is not None:
@@ -185,12 +186,30 @@ class Process:
         return self._log.read_text(errors="replace").splitlines()
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    """Processes that may have left the session; found before their parent ends."""
+def _members(pid: int) -> list[psutil.Process]:
+    """A contestant, its descendants, some of which may have left its session, and whoever else is in the session."""
+    found: set[psutil.Process] = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        found |= {root, *root.children(recursive=True)}
+    for other in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(other.pid) == pid:
+                found.add(other)
+    return list(found)
+
+
+def _cleans_up(member: psutil.Process) -> bool:
     try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        command = " ".join(member.cmdline())
+    except psutil.Error:
+        return False
+    return "resource_tracker" in command or "torch_shm_manager" in command
+
+
+def _kill(member: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        member.kill()
 
 
 class Progress:

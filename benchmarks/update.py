@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import options
-from benchmarks.contests import Plan, contest, entries_of, planned_seconds
+from benchmarks import contests, options
+from benchmarks.contests import Plan
 from benchmarks.rows import Row
 from benchmarks.tasks import UPDATE
-from benchmarks.turns import Process, Progress
 
 UNIT = "updates/s"
 
@@ -34,10 +33,4 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 def run_tasks(names: list[str], plan: Plan) -> list[Row]:
     """One contest after the other."""
-    entries = {name: entries_of(UPDATE[name], "update", plan) for name in names}
-    progress = Progress(sum(planned_seconds(len(ours), len(peers), plan) for ours, peers in entries.values()))
-    rows = []
-    for name, (ours, peers) in entries.items():
-        own = {entry.title: Process(entry) for entry in ours.values()}
-        rows += contest(f"W6-{name}", UPDATE[name].title, UNIT, own, peers, plan, progress)
-    return rows
+    return contests.run_tasks({name: UPDATE[name] for name in names}, "update", UNIT, plan)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from rlsurreal.utils.files import cache_folder
 
 _HERE = Path(__file__).parent
 
@@ -65,8 +66,7 @@ PEERS = {
 
 def folder_of(name: str) -> Path:
     """Where a peer's virtual environment is kept."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "rlsurreal" / "peers" / PEERS[name].environment
+    return cache_folder("peers") / PEERS[name].environment
 
 
 def is_installed(name: str) -> bool:

@@ -10,6 +10,7 @@ Called by runners (publish), samplers (share, follow, pull, act) and algorithms 
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,9 +98,9 @@ class ModelAgent:
         """Take the newest published parameters, if they are new."""
         self.version, self._taken = self._followed.pull(self._own_tensors, self._taken)
 
+    @abstractmethod
     def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
         """Choose actions; see `rlsurreal.structs.Agent`."""
-        raise NotImplementedError
 
     def act_tensors(self) -> dict[str, torch.Tensor]:
         """What `act` computes with."""

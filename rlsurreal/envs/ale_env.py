@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from rlsurreal.envs.atari import FRAMES_PER_GAME, check_atari_settings, rom_name
-from rlsurreal.envs.base import agent_spaces, available_cpus, env_seed, import_optional, info_example
+from rlsurreal.envs.base import agent_spaces, env_seed, import_optional, info_example
 from rlsurreal.envs.native import ActionConverter, AsyncResults, NativeVectorEnv
+from rlsurreal.utils.affinity import count_cpus
 from rlsurreal.utils.namedarraytuple import Tree
 
 
@@ -79,7 +80,7 @@ class AleEngine:
             rom_name(spec.game),
             num_envs,
             batch_size=batch_size,
-            num_threads=spec.num_threads or available_cpus(),
+            num_threads=spec.num_threads or count_cpus(),
             max_num_frames_per_episode=spec.max_frames,
             repeat_action_probability=spec.sticky,
             full_action_space=spec.full_action_space,

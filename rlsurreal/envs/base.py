@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -104,13 +103,6 @@ def import_optional(module: str, extra: str) -> Any:
         raise ImportError(
             f"{module} could not be imported ({error}); install it with: pip install rlsurreal[{extra}]"
         ) from error
-
-
-def available_cpus() -> int:
-    """The number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _mujoco_said: set[str] = set()

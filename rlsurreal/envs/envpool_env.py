@@ -10,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces as gs
 
-from rlsurreal.envs.base import agent_spaces, available_cpus, env_seed, import_optional
+from rlsurreal.envs.base import agent_spaces, env_seed, import_optional
 from rlsurreal.envs.native import ActionConverter, AsyncResults, NativeVectorEnv, check_finite
+from rlsurreal.utils.affinity import count_cpus
 from rlsurreal.utils.namedarraytuple import Tree, namedarraytuple
 from rlsurreal.utils.spaces import children, field_name, leaf_dtype
 
@@ -79,7 +80,7 @@ class EnvPoolEngine:
             "gymnasium",
             num_envs=num_envs,
             batch_size=batch_size,
-            num_threads=min(num_envs, spec.num_threads or available_cpus()),
+            num_threads=min(num_envs, spec.num_threads or count_cpus()),
             env_seed=[env_seed(seed, first_env + i) for i in range(num_envs)],
             **spec.kwargs,
         )

@@ -23,7 +23,7 @@ from rlsurreal.runners.interrupts import Interrupts
 from rlsurreal.runners.observers import CONSOLE_COLUMNS, Evaluations, MetricLog, Observers, Progress
 from rlsurreal.structs import Agent, Algorithm, Sampler, Spaces
 from rlsurreal.utils import config
-from rlsurreal.utils.affinity import usable_cpus
+from rlsurreal.utils.affinity import count_cpus
 from rlsurreal.utils.files import atomic_write, describe_environment, make_run_folder
 from rlsurreal.utils.logger import Console, MetricLogger
 from rlsurreal.utils.namedarraytuple import leaves
@@ -134,9 +134,16 @@ class Trainer:
         self.agent.initialize(spaces, seed=derive_seed(self.seed, "model"), device=self.device)
         batch = self.sampler.batch
         num_iterations = -(-self.total_env_steps // (batch.num_steps * batch.num_envs))
-        speed: Any = {"compile": self.compile, "num_iterations": num_iterations}
-        self.algo.initialize(self.agent, batch, seed=derive_seed(self.seed, "algo"), **speed)
-        self.sampler.initialize(self.agent, discount=self.algo.discount, **speed)
+        self.algo.initialize(
+            self.agent,
+            batch,
+            seed=derive_seed(self.seed, "algo"),
+            compile=self.compile,
+            num_iterations=num_iterations,
+        )
+        self.sampler.initialize(
+            self.agent, discount=self.algo.discount, compile=self.compile, num_iterations=num_iterations
+        )
 
     def _observers(
         self, folder: Path, counter: Counter, logger: MetricLogger, timer: PhaseTimer, saved: dict[str, Any] | None
@@ -177,4 +184,4 @@ class Trainer:
 def _suitable_threads(spaces: Spaces) -> int:
     """Small networks only lose by a second thread; convolutions use what is there, while the workers are idle."""
     has_images = any(len(leaf.shape or ()) == 3 for leaf in leaves(map_spaces(lambda leaf: leaf, spaces.observation)))
-    return min(len(usable_cpus()), _MAX_THREADS) if has_images else 1
+    return min(count_cpus(), _MAX_THREADS) if has_images else 1

@@ -126,7 +126,7 @@ class AsyncStation:
                 )
             inputs = self._inputs(results)
             step = self._actor.decide_at(to_torch(inputs), torch.from_numpy(results.first), rows, who)
-            action = to_numpy(step.action)
+            action = to_numpy(tree_map(torch.Tensor.cpu, step.action))
             self._engine.send(action, who)
             # The engine is at work again; the bookkeeping can wait until now.
             self._write(results, inputs, rows, who)

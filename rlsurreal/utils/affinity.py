@@ -62,8 +62,7 @@ def make_affinity(
         raise ValueError(
             f"cpus is {format_cpus(chosen) or 'empty'}; this process may use {format_cpus(allowed)}: choose among these"
         )
-    quota = cpu_quota()
-    num_cpus = len(chosen) if quota is None else min(len(chosen), max(1, math.ceil(quota)))
+    num_cpus = min(len(chosen), count_cpus())
     num_workers = num_cpus if num_workers is None else num_workers
     if num_workers < 1:
         raise ValueError(f"num_workers is {num_workers}; it must be at least 1")
@@ -90,6 +89,12 @@ def usable_cpus() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def count_cpus() -> int:
+    """CPUs that this process has time for: those it may use, or fewer where a container's quota gives less."""
+    quota = cpu_quota()
+    return len(usable_cpus()) if quota is None else min(len(usable_cpus()), max(1, math.ceil(quota)))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -26,6 +26,11 @@ _MAX_DIFF_CHARS = 1_000_000
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "envpool")
 
 
+def cache_folder(name: str) -> Path:
+    """Where what can be made again is kept between runs, by kind (the folder may not exist yet)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsurreal" / name
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open ``path`` for writing; what is written appears there when the block ends well, and never otherwise.

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from rlsurreal.utils.cuda_graphs import CudaProgram
-from rlsurreal.utils.files import atomic_write
+from rlsurreal.utils.files import atomic_write, cache_folder
 from rlsurreal.utils.namedarraytuple import Tree
 
 Compile = Literal["auto", "on", "off"]
@@ -124,7 +124,7 @@ def compile_program(function: Callable[..., None], *example: Tree, num_threads: 
     started = time.perf_counter()
     with _compile_errors():
         exported = _export(_trace(on_leaves, tensors), tensors)
-        path = _cache_folder() / f"{_key(exported, tensors, num_threads)}.so"
+        path = cache_folder("programs") / f"{_key(exported, tensors, num_threads)}.so"
         program = Program(str(path), signature_of(tensors))
         try:
             program._loader = _load(program.path)
@@ -296,10 +296,6 @@ def _cpu() -> str:
     except OSError:
         return platform.machine() + platform.processor()
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsurreal" / "programs"
 
 
 def _describe(signature: Signature) -> str:

@@ -15,7 +15,7 @@ from benchmarks.peers import PEERS, null_env
 from benchmarks.sampling_ours import SamplerRate
 from benchmarks.tasks import RETURN, SAMPLING_PEERS, TRAIN, UPDATE
 
-SCRIPTS = sorted(Path(peers.__file__).parent.glob("*.py"))
+SCRIPTS = sorted(Path(peers.__file__).parent.glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("command", ["sampling", "update", "train", "learning", "serving", "memory", "all", "compare"])

@@ -97,27 +97,25 @@ def test_a_contestant_that_hangs_is_given_up(tmp_path, monkeypatch):
     assert process.cpu_seconds() == 0  # it is gone
 
 
-def test_closing_ends_the_contestants_own_processes(tmp_path):
+def start_with_child(folder: Path) -> tuple[Process, int]:
     body = """
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     open(sys.argv[0] + ".pid", "w").write(str(child.pid))
     """ + steady(1)
-    process = Process(make_entry(tmp_path, body))
+    process = Process(make_entry(folder, body))
     process.start()
-    child = int((tmp_path / "fake.py.pid").read_text())
+    return process, int((folder / "fake.py.pid").read_text())
+
+
+def test_closing_ends_the_contestants_own_processes(tmp_path):
+    process, child = start_with_child(tmp_path)
     assert psutil.pid_exists(child)
     process.close()
     wait_until_gone(child)
 
 
 def test_contestants_end_with_the_master(tmp_path):
-    body = """
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    open(sys.argv[0] + ".pid", "w").write(str(child.pid))
-    """ + steady(1)
-    process = Process(make_entry(tmp_path, body))
-    process.start()
-    child = int((tmp_path / "fake.py.pid").read_text())
+    process, child = start_with_child(tmp_path)
     process._process.stdin.close()  # what happens when the master dies
     wait_until_gone(child)
     process.close()
