@@ -5,8 +5,10 @@ Called by `benchmarks.train`, `benchmarks.update` and `benchmarks.sampling`.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -54,7 +56,7 @@ def ours_entry(settings: Settings, name: str) -> Entry:
         title=f"rlsurreal, {name}",
         command=[sys.executable, "-m", "benchmarks.ours", json.dumps(settings)],
         num_threads=settings["num_threads"],
-        environment={"PYTHONPATH": str(ROOT)},
+        environment={"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])},
     )
 
 
@@ -69,10 +71,22 @@ def peer_entry(peer: str, settings: Settings, variant: str = "") -> Entry:
     )
 
 
+def _can_run(name: str, own: Settings) -> bool:
+    """Whether what a variant of ours needs is installed; says so if not."""
+    missing = own["sampler"] == "envpool" and importlib.util.find_spec("envpool") is None
+    if missing:
+        print(f"left out: rlsurreal, {name}, for EnvPool is not installed", flush=True)
+    return not missing
+
+
 def entries_of(task: Task, what: str, plan: Plan) -> tuple[dict[str, Entry], dict[str, Entry]]:
     """Ours by name of the variant, and the peers that take part."""
     every: Settings = {"what": what, "device": plan.device}
-    ours = {name: ours_entry({**task.sized(own), **every}, name) for name, own in task.ours.items()}
+    ours = {
+        name: ours_entry({**task.sized(own), **every}, name)
+        for name, own in {**task.ours, **(task.ours_on_gpu if plan.device != "cpu" else {})}.items()
+        if _can_run(name, own)
+    }
     peers = {
         peer: peer_entry(peer, {**task.sized(own), **every})
         for peer, own in task.peers.items()

@@ -23,7 +23,7 @@ from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
 from rlsurreal.models import ActorCritic
-from rlsurreal.samplers import ParallelSampler, SerialSampler
+from rlsurreal.samplers import InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 
 
@@ -35,7 +35,11 @@ def make_sampler(settings: Settings) -> Any:
         atari = {"episodic_life": True, "reward_clip": True}
         task_id, kwargs = ("Pong-v5", atari) if env_id == "Pong" else (env_id, {})
         return SerialSampler(env=EnvPoolEnv(task_id=task_id, kwargs=kwargs), batch=batch)
-    return {"workers": ParallelSampler, "serial": SerialSampler}[how](env=make_python_env(env_id), batch=batch)
+    env = make_python_env(env_id)
+    if how in ("served", "served in two groups"):
+        schedule: Any = "lock_step" if how == "served" else "alternating"
+        return ParallelSampler(env=env, batch=batch, inference=InferenceServer(schedule=schedule))
+    return {"workers": ParallelSampler, "serial": SerialSampler}[how](env=env, batch=batch)
 
 
 def make_python_env(env_id: str) -> GymnasiumEnv:

@@ -82,10 +82,16 @@ class Serving:
         example = agent_example(agent)
         slots = allocate_slots(1, batch, spaces, None, example, state_interval=_NUM_STEPS, shared=True)
         slots.env.observation[...] = np.random.default_rng(0).integers(0, 255, slots.env.observation.shape)
-        programs = act_programs(agent, slots, [size], torch.get_num_threads(), "on", None) if device == "cpu" else None
         self._columns = slice(0, size)
         self._actor = Actor(
-            agent, slots, self._columns, first_env=0, seed=0, state_interval=_NUM_STEPS, programs=programs
+            agent,
+            slots,
+            self._columns,
+            first_env=0,
+            seed=0,
+            state_interval=_NUM_STEPS,
+            programs=act_programs(agent, slots, [size], agent.device, torch.get_num_threads(), "on", None),
+            capture=True,
         )
 
     def rate(self, seconds: float) -> float:

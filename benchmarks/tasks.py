@@ -36,6 +36,7 @@ class Task:
     ours: Mapping[str, Settings]  # by name of the variant; what it sets besides
     peers: Mapping[str, Settings]
     is_quick: bool = False  # part of the bounded run
+    ours_on_gpu: Mapping[str, Settings] = field(default_factory=dict)  # more variants, where there is one
 
     def sized(self, own: Settings) -> Settings:
         """All settings of one contestant."""
@@ -88,6 +89,11 @@ TRAIN: dict[str, Task] = {
             "EnvPool, float32": {"sampler": "envpool"},
         },
         {"sb3": {"vector": "subproc"}, "cleanrl": {"vector": "envpool"}, "sample-factory": {"num_workers": 2}},
+        ours_on_gpu={
+            "served, float32": {"sampler": "served"},
+            "served, bfloat16": {"sampler": "served", "precision": "bfloat16"},
+            "served in two groups, float32": {"sampler": "served in two groups"},
+        },
     ),
 }
 

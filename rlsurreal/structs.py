@@ -249,7 +249,7 @@ class CompilesAct(Protocol):
     """An agent whose choice of actions can be compiled."""
 
     def compile_act(self, inputs: AgentInputs, state: Tree, noise: Noise, step: AgentStep, num_threads: int) -> Program:
-        """A program ``(self.act_tensors(), inputs, state, step, noise)`` that acts, and writes ``step`` and ``state``.
+        """A program ``(act_tensors(), inputs, state, step, noise)`` that acts on a CPU: writes ``step`` and ``state``.
 
         The arguments are examples, and the number of threads of the process that will run it.
 

@@ -119,7 +119,10 @@ class ModelAgent:
                 for old, result in zip((step, state), new):
                     tree_map(torch.Tensor.copy_, old, result)
 
-        return compile_program(act, self.act_tensors(), inputs, state, step, noise, num_threads=num_threads)
+        # It will run on a CPU, wherever this agent is.
+        tensors = {name: tensor.cpu() for name, tensor in self.act_tensors().items()}
+        state = tree_map(torch.Tensor.cpu, state)
+        return compile_program(act, tensors, inputs, state, step, noise, num_threads=num_threads)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the agent."""

@@ -25,7 +25,7 @@ _NUMPY_1 = np.lib.NumpyVersion(np.__version__) < "2.0.0"  # which does not say w
 _ALIGNMENT = 64  # a cache line, and what vectorised kernels and CUDA registration like
 
 
-class _Block:
+class Block:
     """Anonymous shared memory of fixed size."""
 
     def __init__(self, size: int, fd: int | None = None) -> None:
@@ -43,11 +43,11 @@ class _Block:
                 "shared arrays can only be given to a child process when it is started; to store or send "
                 "their contents, copy them first (numpy.array(x))"
             )
-        return _Block._attach, (self.size, reduction.DupFd(self.fd))
+        return Block._attach, (self.size, reduction.DupFd(self.fd))
 
     @staticmethod
-    def _attach(size: int, fd: Any) -> _Block:
-        return _Block(size, fd.detach())
+    def _attach(size: int, fd: Any) -> Block:
+        return Block(size, fd.detach())
 
     def __del__(self) -> None:
         # The mapping itself goes with the last array that looks into it.
@@ -91,17 +91,17 @@ def _attach_file(fd: Any) -> SharedFile:
 class SharedArray(np.ndarray):
     """A view into a shared block.  Pickles, slices included, as the same memory; arithmetic gives ordinary arrays."""
 
-    _block: _Block | None
+    block: Block | None  # that it lies in; None for results of arithmetic
 
     def __array_finalize__(self, source: Any) -> None:
-        self._block = getattr(source, "_block", None)
+        self.block = getattr(source, "block", None)
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         result = np.asarray(array)
         return result[()] if return_scalar or (_NUMPY_1 and result.ndim == 0) else result
 
     def __reduce__(self) -> Any:
-        block = self._block
+        block = self.block
         offset = self.__array_interface__["data"][0] - block.base if block is not None else -1
         if block is None or not 0 <= offset < block.size:
             return np.asarray(self).copy().__reduce__()
@@ -109,10 +109,10 @@ class SharedArray(np.ndarray):
 
 
 def _view(
-    block: _Block, offset: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype
+    block: Block, offset: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype
 ) -> SharedArray:
     array: SharedArray = np.ndarray.__new__(SharedArray, shape, dtype, block.buffer, offset, strides)
-    array._block = block
+    array.block = block
     return array
 
 
@@ -129,7 +129,7 @@ def allocate(example: Tree, leading_dims: Sequence[int], *, shared: bool = True)
     for spec in leaves(specs):
         spec.offset = size
         size += -(-spec.num_bytes // _ALIGNMENT) * _ALIGNMENT
-    block = _Block(size)
+    block = Block(size)
     return tree_map(lambda spec: _view(block, spec.offset, spec.shape, None, spec.dtype), specs)
 
 

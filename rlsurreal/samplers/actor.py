@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlsurreal.distributed.page_lock import page_lock
+from rlsurreal.samplers.captured import CapturedAct
 from rlsurreal.samplers.slots import AgentExample
 from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, Samples
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.programs import Compile, CompileError, Program, should_compile
-from rlsurreal.utils.seeding import NoiseStreams
+from rlsurreal.utils.seeding import BLOCK_ROWS, NoiseStreams
 from rlsurreal.utils.spaces import null_value
 from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch, where_first
 
@@ -42,15 +44,21 @@ class Actor:
         purpose: str = "act",
         deterministic: bool = False,
         programs: Mapping[int, Program] | None = None,
+        capture: bool = False,
     ) -> None:
         """Args beyond the settings of the sampler.
 
         first_env: global index of column 0.
         purpose: keeps the streams of training and evaluation apart.
         programs: the agent's `act`, compiled, by number of columns (see `act_programs`); other numbers run eagerly.
+        capture: on a GPU, have each number of columns that occurs as one CUDA graph.
         """
         self.agent = agent
-        self._programs = dict(programs or {}) if agent.device.type == "cpu" else {}
+        self._on_gpu = agent.device.type == "cuda"
+        self._programs = {} if self._on_gpu else dict(programs or {})
+        self._capture = capture and self._on_gpu
+        self._captured: dict[int, CapturedAct] = {}
+        page_lock(slots, agent.device)
         self._columns = columns
         self._all: Samples = to_torch(slots[:, :, columns])
         self._slots = [self._all[s] for s in range(len(slots.env.reward))]
@@ -65,6 +73,7 @@ class Actor:
         self._null_state = tree_map(torch.clone, self.state)
         self.num_slots_begun = 0
         self.first_row = 0  # number of the present slot's row 0, counted from the start: random numbers are keyed by it
+        self._noise_block: tuple[int, Noise | None] = (-1, None)  # on the GPU: its number, and its random numbers
         self._rows: dict[tuple[int, int, int], _Row] = {}
         self._calls: dict[int, _Call] = {}  # of `decide_at`, by number of columns
 
@@ -101,7 +110,7 @@ class Actor:
         step, state = self._decide(row.inputs, tree_map(lambda s: s[part], self.state), noise)
         tree_map(_copy, row.step, step)
         tree_map(lambda own, new: own.__setitem__(part, new), self.state, state)
-        if self.agent.device.type == "cuda":
+        if self._on_gpu:
             torch.cuda.current_stream(self.agent.device).synchronize()
 
     def _make_row(self, t: int, part: slice) -> _Row:
@@ -183,16 +192,42 @@ class Actor:
         tree_map(record, recorded, state)
 
     def _decide(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
-        device = self.agent.device
-        if device.type != "cpu":
-            inputs = to_device(inputs, device)
-            noise = to_device(noise, device)
+        """On a GPU this only queues the work; what it gives is overwritten by the next call."""
+        if self._capture:
+            try:
+                return self._decide_captured(inputs, state, noise)
+            except CompileError as error:
+                self._capture = False
+                _log.warning("acting cannot be captured and runs eagerly (compile='off' is quiet): %s", error)
+        if self._on_gpu:
+            inputs = to_device(inputs, self.agent.device)
+            noise = to_device(noise, self.agent.device)
         return self.agent.act(inputs, state, noise)
+
+    def _decide_captured(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
+        input_leaves = leaves(inputs)
+        size = len(input_leaves[0])
+        captured = self._captured.get(size)
+        if captured is None:
+            captured = self._captured[size] = CapturedAct(self.agent, inputs, state, noise)
+        captured.run(input_leaves, leaves(state), leaves(noise))
+        return captured.step, captured.state
 
     def _noise_rows(self, t: int, part: slice) -> Noise:
         assert self._noise is not None
-        noise = Noise(*self._noise.rows(self.first_row + t))
+        row = self.first_row + t
+        if self._on_gpu:
+            return self._noise_on_gpu(*divmod(row, BLOCK_ROWS))[part]
+        noise = Noise(*self._noise.rows(row))
         rows: Noise = to_torch(noise[part])
+        return rows
+
+    def _noise_on_gpu(self, block: int, offset: int) -> Noise:
+        """All columns' numbers of a row; a whole block is copied at a time."""
+        assert self._noise is not None
+        if block != self._noise_block[0]:
+            self._noise_block = block, to_device(to_torch(Noise(*self._noise.block(block))), self.agent.device)
+        rows: Noise = self._noise_block[1][offset]  # type: ignore[index]
         return rows
 
     def _apply_resets(self, first: torch.Tensor, part: slice) -> None:
@@ -249,27 +284,34 @@ def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def act_programs(
-    agent: Agent, slots: Samples, sizes: Collection[int], num_threads: int, compile: Compile, num_slots: int | None
+    agent: Agent,
+    slots: Samples,
+    sizes: Collection[int],
+    device: torch.device,
+    num_threads: int,
+    compile: Compile,
+    num_slots: int | None,
 ) -> dict[int, Program]:
-    """The agent's `act`, compiled for each number of columns in ``sizes``; none where it runs eagerly.
+    """The agent's `act`, compiled for each number of columns in ``sizes``; none where it runs eagerly, or on a GPU.
 
     Args:
         agent: that acts, or whose copies do.
         slots: that they write into.
         sizes: numbers of columns.
+        device: on which they act.
         num_threads: of torch where they act.
         compile: whether to compile.
         num_slots: to be filled, if that is known.
     """
     num_steps = slots.env.reward.shape[1] - 1
     num_calls = None if num_slots is None else num_slots * num_steps
-    if not should_compile(compile, num_calls, _SECONDS_SAVED):
+    if device.type != "cpu" or not should_compile(compile, num_calls, _SECONDS_SAVED):
         return {}
-    if not isinstance(agent, CompilesAct) or agent.device.type != "cpu" or not sizes:
+    if not isinstance(agent, CompilesAct) or not sizes:
         if compile == "on":
             _log.warning(
-                "acting is not compiled: that needs an agent with compile_act, a CPU, and batches of one size "
-                "(a dynamic inference server has none)"
+                "acting is not compiled: that needs an agent with compile_act, and batches of one size (a dynamic "
+                "inference server has none)"
             )
         return {}
     programs = {}

@@ -90,7 +90,7 @@ class AsyncStation:
             engine.info_example,
             agent_example(agent),
             state_interval=interval,
-            shared=False,
+            shared=agent.device.type == "cuda",  # which can be page-locked
         )
         self.next_slot = 0
         self._engine, self._num_steps = engine, batch.num_steps
@@ -101,7 +101,10 @@ class AsyncStation:
             first_env=batch.first_env,
             seed=seed,
             state_interval=interval,
-            programs=act_programs(agent, self.slots, [engine.batch_size], torch.get_num_threads(), *compile),
+            programs=act_programs(
+                agent, self.slots, [engine.batch_size], agent.device, torch.get_num_threads(), *compile
+            ),
+            capture=compile[0] != "off",
         )
         self._last_action = tree_map(lambda a: np.zeros_like(a[0, 0]), self.slots.agent.action)  # [B]
         self._row = np.full(batch.num_envs, -1)  # whose action is under way, counted from the start

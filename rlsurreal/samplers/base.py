@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from rlsurreal.distributed.page_lock import page_lock
 from rlsurreal.samplers.trajectories import TrajectoryTracker
 from rlsurreal.structs import BatchSpec, EnvSamples, EnvSpec, Samples, Spaces, TrajInfo
 from rlsurreal.utils.namedarraytuple import tree_map
@@ -69,7 +71,9 @@ class SlotBoard:
 
     ORDER = ("FREE", "FILLING", "READY", "LEASED")
 
-    def __init__(self, slots: Samples) -> None:
+    def __init__(self, slots: Samples, device: torch.device) -> None:
+        """``device``: where the samples will go."""
+        page_lock(slots, device)
         num_slots = len(slots.env.reward)
         self.states = ["FREE"] * num_slots
         self.numpy: list[Samples] = [tree_map(np.asarray, slots[s]) for s in range(num_slots)]

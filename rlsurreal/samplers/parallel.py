@@ -118,9 +118,9 @@ class ParallelSampler(SamplerSettings):
         self._layout = Layout(self.batch.num_envs, num_workers, num_groups, max(1, num_servers))
         self._eval_layout = Layout(self.evaluation.num_envs, num_workers, 1, max(1, num_servers))
         self._allocate(agent)
-        self._programs = act_programs(
-            agent, self._slots, self._act_sizes(), self._act_threads(), compile, num_iterations
-        )
+        acting = (self._act_sizes(), self._act_device(agent.device), self._act_threads())
+        self._programs = act_programs(agent, self._slots, *acting, compile, num_iterations)
+        self._capture = compile != "off"
         self._trajectories: list[TrajInfo] = []
 
     def _act_sizes(self) -> list[int]:
@@ -131,6 +131,11 @@ class ParallelSampler(SamplerSettings):
             return []  # any number
         servers = range(self._layout.num_servers)
         return [sum(u.num_envs for u in group) for s in servers for group in self._layout.groups_of_server(s)]
+
+    def _act_device(self, own: torch.device) -> torch.device:
+        if self.inference is None:
+            return torch.device("cpu")
+        return torch.device(self.inference.devices[0]) if self.inference.devices else own
 
     def _act_threads(self) -> int:
         """Threads of torch where actions are chosen."""
@@ -208,7 +213,7 @@ class ParallelSampler(SamplerSettings):
         self._controls.environment[:] = -1
         self._waited = (time.perf_counter_ns(), self._controls.waited_ns.copy())
         self._on_hold = allocate(np.bool_(False), (self.evaluation.num_envs,))
-        self._board, self._eval_board = SlotBoard(self._slots), SlotBoard(self._eval_slots)
+        self._board, self._eval_board = SlotBoard(self._slots, agent.device), SlotBoard(self._eval_slots, agent.device)
 
     @property
     def _interval(self) -> int:
@@ -259,6 +264,7 @@ class ParallelSampler(SamplerSettings):
             max_decorrelation_steps=self.max_decorrelation_steps,
             decorrelation_seed=derive_seed(self._run_seed, "decorrelation"),
             programs=self._programs if self.inference is None or not units else {},
+            capture=self._capture,
         )
 
     def _eval_plan(self, units: list[Unit], slots: Samples | None = None) -> StationPlan:

@@ -56,6 +56,7 @@ class StationPlan:
     max_decorrelation_steps: int = 0
     decorrelation_seed: int = 0
     programs: dict[int, Any] = field(default_factory=dict)  # compiled choice of actions, by number of columns
+    capture: bool = False  # the choice of actions, where it is made on a GPU
     on_hold: np.ndarray | None = None  # shared bool [B]: environments to leave alone from the next slot on
 
 

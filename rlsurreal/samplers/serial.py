@@ -56,7 +56,7 @@ class SerialSampler(SamplerSettings):
 
     def _set_up(self, seed: int) -> None:
         self._train = self._make_station(seed)
-        self._board = SlotBoard(self._train.slots)
+        self._board = SlotBoard(self._train.slots, self._agent.device)
         self._tracker = self._make_tracker()
 
     def _start_generation(self, generation: int) -> None:
@@ -208,7 +208,13 @@ class Station:
     ) -> None:
         interval = state_interval or batch.num_steps
         self.slots = allocate_slots(
-            1, batch, env.spaces, env.info_example, agent_example(agent), state_interval=interval, shared=False
+            1,
+            batch,
+            env.spaces,
+            env.info_example,
+            agent_example(agent),
+            state_interval=interval,
+            shared=agent.device.type == "cuda",  # which can be page-locked
         )
         columns = slice(0, batch.num_envs)
         self.collector = Collector(env, SlotViews(self.slots, columns), mid_batch_reset=mid_batch_reset)
@@ -221,7 +227,8 @@ class Station:
             state_interval=interval,
             purpose=purpose,
             deterministic=deterministic,
-            programs=act_programs(agent, self.slots, [batch.num_envs], torch.get_num_threads(), *compile),
+            programs=act_programs(agent, self.slots, [batch.num_envs], agent.device, torch.get_num_threads(), *compile),
+            capture=compile[0] != "off",
         )
 
     def fill(self) -> EnvSamples:

@@ -198,6 +198,7 @@ def make_server(
         purpose=plan.purpose,
         deterministic=plan.deterministic,
         programs=plan.programs,
+        capture=plan.capture,
         state_interval=plan.state_interval,
     )
     return Server(settings, actor, groups, watch, rows_done)

@@ -1,4 +1,4 @@
-"""Functions of CUDA tensors, compiled and captured: one launch where there were hundreds.  Called by `programs`.
+"""Functions of CUDA tensors, captured: one launch where there were hundreds.  Called by `programs`.
 
 capture: warm up beside the present stream -> put back what that changed -> record
 run:     copy what is new into the recorded tensors -> replay, all on the present stream, without waiting
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_WARM_UP_RUNS = 3  # the first compiles, the next let libraries choose their kernels and take their memory
+_WARM_UP_RUNS = 3  # the first may compile, the next let libraries choose their kernels and take their memory
 
 
 class CudaProgram:
@@ -19,8 +19,9 @@ class CudaProgram:
 
     Args:
         function: of tensors; see `rlsurreal.utils.programs.compile_program`.
-        tensors: its arguments.  The first ``num_fixed`` will always be these very tensors (parameters and such);
-            of the others the graph has copies, into which `run` writes: what ``function`` writes there is lost.
+        tensors: its arguments.  The first ``num_fixed`` will always be these very tensors (parameters and such), on the
+            GPU; of the others, which may lie in the host's memory, the graph has copies, into which `run` writes: what
+            ``function`` writes there is lost.
     """
 
     def __init__(self, function: Callable[..., None], tensors: Sequence[Tensor], num_fixed: int) -> None:
@@ -30,7 +31,7 @@ class CudaProgram:
 
     def _capture(self, function: Callable[..., None], tensors: Sequence[Tensor]) -> None:
         fixed = tensors[: self._num_fixed]
-        self._inputs = [tensor.clone() for tensor in tensors[self._num_fixed :]]
+        self._inputs = [tensor.to(tensors[0].device, copy=True) for tensor in tensors[self._num_fixed :]]
         self._copied: list[Tensor | None] = [None] * len(self._inputs)
         self._graph = torch.cuda.CUDAGraph()
         arguments = [*fixed, *self._inputs]

@@ -16,10 +16,11 @@ import hashlib
 import logging
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from rlsurreal.utils import program_builder
 from rlsurreal.utils.cuda_graphs import CudaProgram
 from rlsurreal.utils.files import atomic_write, cache_folder
 from rlsurreal.utils.namedarraytuple import Tree
@@ -136,12 +138,13 @@ def compile_program(function: Callable[..., None], *example: Tree, num_threads: 
     return program
 
 
-def capture_program(function: Callable[..., None], num_fixed: int, *example: Tree) -> CudaProgram:
-    """``function`` compiled and captured for arguments like ``example``, trees of CUDA tensors.
+def capture_program(function: Callable[..., None], num_fixed: int, *example: Tree, compile: bool = True) -> CudaProgram:
+    """``function`` captured for arguments like ``example``, trees of tensors; see `CudaProgram`.
 
     Args:
-        function: see `compile_program`.
+        function: see `compile_program`.  Without ``compile`` it may use other tensors, which must stay where they are.
         num_fixed: so many arguments, the first, will always be the very ones of ``example``.
+        compile: before it is captured, which takes seconds, and makes fewer kernels of it.
 
     Raises:
         CompileError: it cannot be traced, compiled or captured.
@@ -149,8 +152,9 @@ def capture_program(function: Callable[..., None], num_fixed: int, *example: Tre
     on_leaves, tensors = _on_leaves(function, example)
     num_fixed_tensors = len(_on_leaves(function, example[:num_fixed])[1])
     with _compile_errors(), torch.no_grad():
-        compiled = torch.compile(_trace(on_leaves, tensors), fullgraph=True, dynamic=False)
-        return CudaProgram(compiled, tensors, num_fixed_tensors)
+        if compile:
+            on_leaves = torch.compile(_trace(on_leaves, tensors), fullgraph=True, dynamic=False)
+        return CudaProgram(on_leaves, tensors, num_fixed_tensors)
 
 
 def _on_leaves(function: Callable[..., None], example: Sequence[Tree]) -> tuple[Callable[..., None], list[Tensor]]:
@@ -251,16 +255,16 @@ def _export(graph: Any, tensors: list[Tensor]) -> Any:
 
 def _build(exported: Any, path: Path, num_threads: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    patch = torch._inductor.config.patch({"cpp.threads": num_threads})
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings(), patch:
-        warnings.simplefilter("ignore", FutureWarning)
-        package = torch._inductor.aoti_compile_and_package(exported, package_path=os.path.join(folder, "program.pt2"))
-        # Every process that loads a package unpacks it, and leaves that behind if it is killed.  So unpack it here.
-        with zipfile.ZipFile(package) as archive:
-            (library,) = [name for name in archive.namelist() if name.endswith(".so")]
-            content = archive.read(library)
-    with atomic_write(path) as file:  # another process may look for it
-        file.write(content)
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "exported.pt2", Path(folder) / "program.so"
+        torch.export.save(exported, source)
+        command = [sys.executable, program_builder.__file__, str(source), str(library), str(num_threads)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise RuntimeError(f"{lines[-1] if lines else 'no message'} (exit status {done.returncode})")
+        with atomic_write(path) as file:  # another process may look for it
+            file.write(library.read_bytes())
 
 
 def _load(path: str) -> Any:

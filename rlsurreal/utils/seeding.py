@@ -92,7 +92,7 @@ class NoiseStreams:
         """
         block, offset = divmod(row, BLOCK_ROWS)
         if block != self._current:
-            self._normal, self._uniform = self._block(block)
+            self._normal, self._uniform = self.block(block)
             self._current = block
         return (
             None if self._normal is None else self._normal[offset],
@@ -107,7 +107,7 @@ class NoiseStreams:
         blocks, offsets = np.divmod(rows, BLOCK_ROWS)
         first = int(blocks[0]) if len(blocks) else 0
         if (blocks == first).all():
-            normal, uniform = self._block(first)
+            normal, uniform = self.block(first)
             return (
                 None if normal is None else normal[offsets, columns],
                 None if uniform is None else uniform[offsets, columns],
@@ -116,13 +116,16 @@ class NoiseStreams:
         out_uniform = np.empty((len(rows), self._num_uniform), np.float32) if self._num_uniform else None
         for block in np.unique(blocks):
             here = blocks == block
-            for out, source in zip((out_normal, out_uniform), self._block(int(block))):
+            for out, source in zip((out_normal, out_uniform), self.block(int(block))):
                 if out is not None and source is not None:
                     out[here] = source[offsets[here], columns[here]]
         return out_normal, out_uniform
 
-    def _block(self, block: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Rows ``block * BLOCK_ROWS`` and on: ``(normal [BLOCK_ROWS, B, n], uniform [BLOCK_ROWS, B, m])``."""
+    def block(self, block: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Rows ``block * BLOCK_ROWS`` and on: ``(normal [BLOCK_ROWS, B, n], uniform [BLOCK_ROWS, B, m])``.
+
+        None where the count is 0; they must not be written.
+        """
         if block in self._blocks:
             self._blocks.move_to_end(block)
             return self._blocks[block]

@@ -44,6 +44,14 @@ def to_device(tree: Tree, device: torch.device | str) -> Tree:
     return tree_map(lambda t: t.to(device, non_blocking=True), tree)
 
 
+def upload(tree: Tree, device: torch.device) -> Tree:
+    """The tree on ``device``; what it was copied from may be overwritten at once."""
+    copied = to_device(tree, device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return copied
+
+
 def where_first(first: torch.Tensor, null: Tree, tree: Tree) -> Tree:
     """``null`` where ``first`` ``[B]`` is set, ``tree`` elsewhere, leaf by leaf."""
     return tree_map(

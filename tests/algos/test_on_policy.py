@@ -227,7 +227,8 @@ def numbered_rollout(num_chunks: int | None = None, num_steps: int = T, num_envs
 
 
 def minibatches(data: Rollout, num_minibatches: int, generator: torch.Generator) -> list[Rollout]:
-    return [minibatch(data, index) for index in minibatch_indices(len(data.valid), num_minibatches, generator)]
+    indices = minibatch_indices(len(data.valid), num_minibatches, generator, torch.device("cpu"))
+    return [minibatch(data, index) for index in indices]
 
 
 def test_rows_are_all_pairs_of_step_and_environment():

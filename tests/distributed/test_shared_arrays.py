@@ -105,7 +105,7 @@ def test_memory_never_has_a_name_and_is_freed_with_its_last_array():
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
     array = allocate(np.uint8(0), (1 << 20,))
     part = array[5:]
-    fd = array._block.fd
+    fd = array.block.fd
     del array
     part[0] = 1  # the block lives as long as any view
     assert (set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()) == before

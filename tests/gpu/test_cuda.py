@@ -1,5 +1,6 @@
 """The same on an accelerator.  Not part of `make test`: python -m pytest -m gpu"""
 
+import gc
 from typing import Any
 
 import pytest
@@ -7,12 +8,15 @@ import torch
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
+from rlsurreal.algos.pg.on_policy import inputs_of
+from rlsurreal.distributed import page_lock
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.runners import Trainer
 from rlsurreal.samplers import InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.utils.namedarraytuple import named_leaves, tree_map
+from rlsurreal.utils.torch_tree import to_device
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,10 +46,10 @@ def make_agent(recurrent: str | None = None) -> ActorCriticAgent:
     return ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs))
 
 
-def first_slot(sampler: Any, agent: ActorCriticAgent, device: str) -> Any:
+def first_slot(sampler: Any, agent: ActorCriticAgent, device: str, compile: Any = "off") -> Any:
     try:
         agent.initialize(sampler.connect(seed=0), seed=0, device=device)
-        sampler.initialize(agent, discount=0.99)
+        sampler.initialize(agent, discount=0.99, compile=compile)
         samples = sampler.obtain()
         copied = tree_map(torch.clone, samples)
         sampler.release(samples)
@@ -62,6 +66,55 @@ def test_samples_agree_with_those_of_the_cpu(kind, recurrent):
     assert torch.equal(on_cpu.env.observation[0], on_gpu.env.observation[0])
     for (name, ours), (_, theirs) in zip(named_leaves(on_cpu.agent.agent_info), named_leaves(on_gpu.agent.agent_info)):
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("recurrent", [None, "lstm"])
+@pytest.mark.parametrize("kind", ["serial", "served", "alternating", "served-elsewhere"])
+def test_captured_acting_agrees_with_eager_acting_all_along_a_slot(kind, recurrent, caplog):
+    eager = first_slot(SAMPLERS["serial"](), make_agent(recurrent), "cuda")
+    captured = first_slot(SAMPLERS[kind](), make_agent(recurrent), "cuda", "auto")
+    assert "cannot be captured" not in caplog.text
+    torch.testing.assert_close(eager.env.observation, captured.env.observation)
+    for (name, ours), (_, theirs) in zip(named_leaves(eager.agent), named_leaves(captured.agent)):
+        torch.testing.assert_close(ours[:16], theirs[:16], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_captured_acting_sees_new_parameters_and_new_noise():
+    sampler, agent = SAMPLERS["served"](), make_agent()
+    try:
+        agent.initialize(sampler.connect(seed=0), seed=0, device="cuda")
+        sampler.initialize(agent, discount=0.99, compile="auto")
+        values = []
+        for _ in range(2):
+            samples = sampler.obtain()
+            values.append(samples.agent.agent_info.value[0].clone())
+            with torch.no_grad():
+                expected = agent.value(to_device(inputs_of(samples)[0], agent.device), None).cpu()
+            torch.testing.assert_close(values[-1], expected)
+            actions = samples.agent.action[:16]
+            assert len(actions.unique(dim=0)) > 1
+            sampler.release(samples)
+            with torch.no_grad():
+                for parameter in agent.module.parameters():
+                    parameter.mul_(1.5).add_(0.1)
+    finally:
+        sampler.close()
+
+
+@pytest.mark.parametrize("kind", ["serial", "served"])
+def test_slots_are_page_locked_while_they_live(kind):
+    sampler, agent = SAMPLERS[kind](), make_agent()
+    agent.initialize(sampler.connect(seed=0), seed=0, device="cuda")
+    sampler.initialize(agent, discount=0.99)
+    try:
+        samples = sampler.obtain()
+        assert all(leaf.is_pinned() for _, leaf in named_leaves(samples))
+        sampler.release(samples)
+    finally:
+        sampler.close()
+    del sampler, samples
+    gc.collect()
+    assert not page_lock._locked
 
 
 @pytest.mark.parametrize("recurrent", [None, "gru"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlsurreal.utils import program_builder
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple
 from rlsurreal.utils.programs import CompileError, Specialized, compile_program, should_compile
 
@@ -97,3 +98,13 @@ def test_tensors_that_are_no_arguments_and_branches_are_refused():
         with pytest.raises(CompileError):
             compile_program(function, own)
         assert own.tolist() == [1, 1], "nothing has been run"
+
+
+def test_a_library_that_crashes_takes_only_its_builder_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(program_builder, "__file__", str(crash))
+    with pytest.raises(CompileError, match="exit status -11"):
+        compile_program(scaled, *arguments())
+    assert not [file for file in tmp_path.rglob("*.so") if file.is_file()]

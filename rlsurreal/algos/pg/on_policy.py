@@ -20,7 +20,7 @@ from rlsurreal.structs import AgentInputs, BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
 from rlsurreal.utils.programs import Compile, should_compile
 from rlsurreal.utils.schedules import Schedule, as_schedule
-from rlsurreal.utils.torch_tree import to_device
+from rlsurreal.utils.torch_tree import upload
 
 _SECONDS_SAVED = 0.9e-3  # by compiling, in each gradient step of a small network on one CPU core
 
@@ -127,7 +127,7 @@ class OnPolicy:
         """The slot on the agent's device, and the whole of it as a rollout."""
         if self._scaler is not None:
             samples = samples._replace(env=samples.env._replace(reward=self._scaler(samples.env)))
-        samples = to_device(samples, self._agent.device)
+        samples = upload(samples, self._agent.device)
         num_steps = self._batch.num_steps
         last = tree_map(lambda s: s[-1], samples.agent.agent_state)
         with torch.no_grad():
@@ -220,9 +220,14 @@ def sequences_of(rollout: Rollout) -> Rollout:
     return sequences._replace(state=states)
 
 
-def minibatch_indices(num_items: int, num_minibatches: int, generator: torch.Generator) -> list[Tensor]:
-    """Every row (or sequence) once, in random order, in ``num_minibatches`` parts of nearly equal size."""
-    order = torch.randperm(num_items, generator=generator)
+def minibatch_indices(
+    num_items: int, num_minibatches: int, generator: torch.Generator, device: torch.device
+) -> list[Tensor]:
+    """Every row (or sequence) once, in random order, in ``num_minibatches`` parts of nearly equal size.
+
+    The order is drawn on the CPU, so that it does not depend on the device.
+    """
+    order = torch.randperm(num_items, generator=generator).to(device)
     bounds = [num_items * i // num_minibatches for i in range(num_minibatches + 1)]
     return list(order.split([stop - start for start, stop in itertools.pairwise(bounds)]))
 

@@ -99,7 +99,8 @@ class PPO(OnPolicy):
             num_epochs += 1
             if self.kl_stop is not None and float(metrics[METRICS.index("policy/kl")]) > self.kl_stop:
                 break
-        self._adapt(float(metrics[METRICS.index("policy/kl")]))
+        if self.adaptive_clip or self.objective == "kl_penalty":  # else nobody waits for the device
+            self._adapt(float(metrics[METRICS.index("policy/kl")]))
         return {
             **dict(zip(METRICS, metrics)),
             "update/epochs": num_epochs,
@@ -113,9 +114,9 @@ class PPO(OnPolicy):
         """Every row once.  Means over the minibatches, in the order of `METRICS`."""
         data = rows_of(rollout) if rollout.state is None else sequences_of(rollout)
         num_items = len(data.valid)
-        indices = minibatch_indices(num_items, min(self.num_minibatches, num_items), self._generator)
-        for index in indices:
-            self._gradient_step(data, index.to(self._agent.device, non_blocking=True), coefficients)
+        num_minibatches = min(self.num_minibatches, num_items)
+        for index in minibatch_indices(num_items, num_minibatches, self._generator, self._agent.device):
+            self._gradient_step(data, index, coefficients)
         return self._gradient_step.take_metrics()
 
     def _loss(self, data: Rollout, index: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
