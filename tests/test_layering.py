@@ -42,7 +42,7 @@ TORCH_FREE = {
     "samplers.trajectories",
     "samplers.worker",
 }
-NEEDS_TORCH = {"utils.torch_tree", "utils.programs", "utils.cuda_graphs"}
+NEEDS_TORCH = {"utils.torch_tree", "utils.programs", "utils.program_builder", "utils.cuda_graphs"}
 
 
 def _modules(root: Path) -> dict[str, Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -28,8 +30,20 @@ CASES: dict[str, Any] = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
+class ActsHereOnly(ActorCriticAgent):
+    """Its copies in other processes must not be asked in Python."""
+
+    home: int = field(default_factory=os.getpid)
+
+    def act(self, inputs: Any, state: Any, noise: Any) -> Any:
+        assert os.getpid() == self.home, "a worker acts eagerly"
+        return super().act(inputs, state, noise)
+
+
 def play(sampler: Any, compile: Any, model: Any, num_slots: int = 2, strict: bool = True) -> list[Samples]:
-    agent = ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs={"hidden_sizes": (8,), **model}))
+    cls = ActsHereOnly if compile == "on" and strict else ActorCriticAgent
+    agent = cls(model=ModelSpec(cls=ActorCritic, kwargs={"hidden_sizes": (8,), **model}))
     try:
         agent.initialize(sampler.connect(seed=0), seed=0)
         sampler.initialize(agent, discount=0.9, compile=compile)
