@@ -1,0 +1,107 @@
+"""Learning from failures as if their outcome had been the goal.  An extractor of `replay.Replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rlsurreal.replays.extractors import Items, Past, Transitions, steps_of_return, transitions
+from rlsurreal.replays.storage import Row
+from rlsurreal.replays.timeline import Timeline
+from rlsurreal.utils.namedarraytuple import Tree, tree_map
+
+ComputeReward = Callable[[np.ndarray, np.ndarray, Any], Any]  # (achieved_goal, desired_goal, info) -> reward
+
+
+@dataclass(kw_only=True, eq=False)
+class Hindsight:
+    """Makes `Transitions`, many of them with another goal (Andrychowicz et al. 2017, arXiv 1707.01495, ``future``).
+
+    Observations are Dicts with the entries ``observation``, ``achieved_goal`` and ``desired_goal``.  With
+    ``probability`` a transition that begins at row t gets as its goal what was achieved by a random row at or after t
+    of the same episode, and its rewards are computed anew.  ``terminated`` stays as recorded: the goal environments of
+    Gymnasium-Robotics never end on success.
+
+    ``compute_reward`` is theirs: arrays ``[k, ...]`` of goals achieved and desired, and the recorded ``env_info`` (a
+    structure of arrays ``[k]``), or None where the replay keeps none; rewards ``[k]``.
+    """
+
+    compute_reward: ComputeReward
+    num_steps: int = 1  # n
+    probability: float = 0.8  # the paper's four goals in hindsight to each original one
+
+    uses_state = False
+    lookback = 0
+    stride = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"Hindsight.probability is {self.probability}; it must lie in [0, 1]")
+        if self.num_steps < 1:
+            raise ValueError(f"Hindsight.num_steps is {self.num_steps}; it must be at least 1")
+
+    @property
+    def reach(self) -> int:
+        """See `Extractor`."""
+        return self.num_steps
+
+    def initialize(self, example: Row, *, discount: float) -> None:
+        """See `Extractor`.
+
+        Raises:
+            ValueError: observations have no goals.
+        """
+        self._discount = discount
+        fields = getattr(example.observation, "_fields", ())
+        if not {"achieved_goal", "desired_goal"} <= set(fields):
+            raise ValueError(
+                f"Hindsight wants observations with achieved_goal and desired_goal, these have {fields or 'no parts'}; "
+                "use a goal environment, or NStep"
+            )
+
+    def suits(self, timeline: Timeline, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """Valid rows."""
+        return timeline.is_valid(rows, envs)
+
+    def extract(self, past: Past, items: Items, rng: np.random.Generator) -> Transitions:
+        """See `Extractor`.
+
+        Raises:
+            ValueError: ``compute_reward`` returns another number of rewards.
+        """
+        times = steps_of_return(past.timeline, items.rows, items.envs, self.num_steps)
+        reward: Tensor = past.read("reward", times, items.envs)
+        changed = np.flatnonzero(rng.random(len(items.rows)) < self.probability)
+        goal, new_reward = self._relabel(past, items.rows[changed], items.envs[changed], times[:, changed], rng)
+        index = past.to_device(changed)
+        reward[:, index] = new_reward
+        batch = transitions(past, items, times, reward, self._discount)
+        for observation in (batch.observation, batch.next_observation):
+            observation.desired_goal[index] = goal
+        return batch
+
+    def _relabel(
+        self, past: Past, rows: np.ndarray, envs: np.ndarray, times: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Goals ``[k]``, and the rewards ``[n, k]`` that rows ``times`` get for them."""
+        future = rows + rng.integers(past.timeline.rows_left(rows, envs) + 1)
+        goal: Tensor = past.read("observation.achieved_goal", future + 1, envs)
+        achieved: Tensor = past.read("observation.achieved_goal", times + 1, envs)
+        desired = goal.expand_as(achieved)
+        info: Tree = tree_map(_to_numpy, past.read("env_info", times, envs))
+        reward = np.asarray(self.compute_reward(_to_numpy(achieved), _to_numpy(desired), info), np.float32)
+        if reward.shape != (times.size,):
+            raise ValueError(
+                f"Hindsight.compute_reward returned shape {reward.shape} for {times.size} goals; it must return one "
+                "reward for each"
+            )
+        return goal, past.to_device(reward.reshape(times.shape))
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    """``[n, k, ...]`` as an array ``[n * k, ...]``."""
+    return tensor.flatten(0, 1).cpu().numpy()

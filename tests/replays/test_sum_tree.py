@@ -1,0 +1,103 @@
+"""The sum tree against plain sums over all its leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlsurreal.replays.sum_tree import SumTree
+
+SIZES = (1, 2, 31, 32, 33, 1000, 1024, 1025, 40_000)
+
+
+@pytest.mark.parametrize("num_leaves", SIZES)
+def test_sums_hold_after_random_operations(num_leaves: int) -> None:
+    rng = np.random.default_rng(num_leaves)
+    tree, expected = SumTree(num_leaves), np.zeros(num_leaves)
+    for _ in range(60):
+        if rng.random() < 0.5:
+            leaves = rng.integers(num_leaves, size=rng.integers(1, 200))  # many twice: the last one counts
+            priorities = rng.random(len(leaves)) * (rng.random(len(leaves)) < 0.7) * 10.0 ** rng.integers(-6, 6)
+            tree.set(leaves, priorities)
+            for leaf, priority in zip(leaves, priorities):
+                expected[leaf] = priority
+        else:
+            start, stop = np.sort(rng.integers(num_leaves + 1, size=2))
+            priorities = rng.random(stop - start)
+            tree.set_range(start, stop, priorities)
+            expected[start:stop] = priorities
+        tree.check_valid()
+        np.testing.assert_array_equal(tree.leaves, expected)
+        assert tree.total == pytest.approx(expected.sum(), rel=1e-12)
+
+
+def test_sums_do_not_drift() -> None:
+    tree = SumTree(5000)
+    tree.set_range(0, 5000, 1e9)
+    tree.set_range(0, 5000, 1e-9)
+    assert tree.total == pytest.approx(5000e-9, rel=1e-12)
+    tree.set_range(0, 5000, 0.0)
+    assert tree.total == 0
+
+
+@pytest.mark.parametrize("num_leaves", [1, 33, 1025, 1_000_003])
+def test_finds_what_a_search_in_cumulative_sums_finds(num_leaves: int) -> None:
+    rng = np.random.default_rng(0)
+    tree = SumTree(num_leaves)
+    priorities = rng.integers(0, 5, num_leaves).astype(float)  # whole numbers: sums are exact, borders can be hit
+    priorities[-1] = 3
+    tree.set_range(0, num_leaves, priorities)
+    tree.check_valid()
+    borders = priorities.cumsum()
+    points = np.concatenate([rng.random(5000) * borders[-1], borders[:-1][:2000], borders[:-1][-2000:], [0.0]])
+    np.testing.assert_array_equal(tree.find(points), np.searchsorted(borders, points, side="right"))
+
+
+@pytest.mark.parametrize("num_leaves", [40, 1025, 33_000])
+def test_zero_leaves_are_never_found(num_leaves: int) -> None:
+    rng = np.random.default_rng(1)
+    for trial in range(20):
+        tree = SumTree(num_leaves)
+        there = rng.choice(num_leaves, rng.integers(1, 30), replace=False)
+        tree.set(there, rng.random(len(there)) * 10.0 ** rng.integers(-300, 10))
+        total = tree.total
+        at_the_end = [np.nextafter(total, 0), total, np.nextafter(total, np.inf), 2 * total]
+        on_borders = np.concatenate([b * np.array([1 - 1e-16, 1, 1 + 2e-16]) for b in tree.leaves.cumsum()[there]])
+        found = tree.find(np.concatenate([rng.random(300) * total, at_the_end, on_borders, [0.0]]))
+        assert set(found) <= set(there), trial
+        assert (tree.find(np.array(at_the_end[1:])) == there.max()).all()
+
+
+def test_single_smallest_positive_number() -> None:
+    tree = SumTree(100)
+    tree.set(np.array([57]), 5e-324)
+    np.testing.assert_array_equal(tree.find(np.array([0.0, 5e-324])), [57, 57])
+
+
+def test_frequencies_follow_priorities() -> None:
+    rng = np.random.default_rng(2)
+    tree = SumTree(2000)
+    priorities = rng.random(2000) * (rng.random(2000) < 0.5)
+    tree.set(np.arange(2000), priorities)
+    counts = np.bincount(tree.find(rng.random(400_000) * tree.total), minlength=2000)
+    expected = 400_000 * priorities / priorities.sum()
+    there = expected > 5
+    chi_square = ((counts - expected)[there] ** 2 / expected[there]).sum()
+    assert chi_square < there.sum() + 5 * np.sqrt(2 * there.sum())
+    assert counts[priorities == 0].sum() == 0
+
+
+def test_nothing_to_find_is_an_error() -> None:
+    with pytest.raises(ValueError, match="all priorities are 0"):
+        SumTree(50).find(np.zeros(3))
+
+
+def test_check_valid_sees_damage() -> None:
+    tree = SumTree(2000)
+    tree.set_range(0, 2000, 1.0)
+    tree._levels[0][3, 4] = 2.0
+    with pytest.raises(AssertionError, match="sum is wrong"):
+        tree.check_valid()
+    tree.set(np.array([100]), -1.0)
+    with pytest.raises(AssertionError, match="negative"):
+        tree.check_valid()
