@@ -2,19 +2,28 @@
 
 from rlsurreal.models.actor_critic import ActorCritic
 from rlsurreal.models.conv import ImpalaResNet, NatureCnn
+from rlsurreal.models.critics import CriticEnsemble
 from rlsurreal.models.encoders import ObservationEncoder
 from rlsurreal.models.heads import PolicyHead, ValueHead
 from rlsurreal.models.mlp import Mlp, init_orthogonal
+from rlsurreal.models.noisy import NoisyLinear
 from rlsurreal.models.normalizers import RunningNorm
+from rlsurreal.models.policies import DeterministicPolicy, GaussianPolicy
+from rlsurreal.models.q_network import QNetwork
 from rlsurreal.models.recurrent import Recurrent, RecurrentState
 
 __all__ = [
     "ActorCritic",
+    "CriticEnsemble",
+    "DeterministicPolicy",
+    "GaussianPolicy",
     "ImpalaResNet",
     "Mlp",
     "NatureCnn",
+    "NoisyLinear",
     "ObservationEncoder",
     "PolicyHead",
+    "QNetwork",
     "Recurrent",
     "RecurrentState",
     "RunningNorm",

@@ -20,23 +20,19 @@ take any leading dimensions.  The null previous action is zeros, which is action
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
-import torch
 from torch import Tensor, nn
 
 from rlsurreal.distributions import Distribution
 from rlsurreal.models.encoders import EncoderName, ObservationEncoder
 from rlsurreal.models.heads import PolicyHead, ValueHead
-from rlsurreal.models.mlp import Mlp
 from rlsurreal.models.normalizers import RunningNorm
-from rlsurreal.models.recurrent import Recurrent, RecurrentState
+from rlsurreal.models.recurrent import RecurrentState
+from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, normalized
 from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
-
-_NOTHING = nullcontext()
 
 
 class ActorCriticState(NamedArrayTuple):
@@ -88,15 +84,22 @@ class ActorCritic(nn.Module):
         shared: bool | None = None,
         critic_hidden_sizes: Sequence[int] | None = None,
         normalize_observation: bool = False,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision is {precision!r}; choose 'float32' or 'bfloat16'")
+        check_precision(precision)
 
-        def make_trunk(sizes: Sequence[int] | None) -> _Trunk:
-            options = (activation, layer_norm, encoder, recurrent, recurrent_size)
-            return _Trunk(observation_space, distribution, sizes, *options)
+        def make_trunk(sizes: Sequence[int] | None) -> Trunk:
+            body = ObservationEncoder(observation_space, encoder)
+            return Trunk(
+                body,
+                distribution,
+                _default_sizes(body) if sizes is None else sizes,
+                activation=activation,
+                layer_norm=layer_norm,
+                recurrent=recurrent,
+                recurrent_size=recurrent_size,
+            )
 
         self.normalizer = RunningNorm(observation_space) if normalize_observation else None
         self.actor = make_trunk(hidden_sizes)  # the value's, too, if shared
@@ -111,7 +114,7 @@ class ActorCritic(nn.Module):
         self.policy_head = PolicyHead(distribution, self.actor.out_features)
         self.value_head = ValueHead((self.critic or self.actor).out_features)
         self.recurrent = recurrent is not None
-        self.precision = precision
+        self.precision: Precision = precision
 
     def initial_state(self, num_envs: int) -> Tree:
         """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
@@ -129,8 +132,8 @@ class ActorCritic(nn.Module):
             state: before the (first) row; see `initial_state`.
             first: bool ``[T, B]``: the state is null before this row.
         """
-        inputs = self._normalized(inputs)
-        with self._autocast():
+        inputs = normalized(inputs, self.normalizer)
+        with computing_in(self.precision, inputs.observation):
             return self._forward(inputs, state, first)
 
     def _forward(self, inputs: AgentInputs, state: Tree, first: Tensor | None) -> tuple[tuple[Tree, Tensor], Tree]:
@@ -146,8 +149,8 @@ class ActorCritic(nn.Module):
 
     def value(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> Tensor:
         """The value alone, ``[...]``; arguments as in `forward`."""
-        inputs = self._normalized(inputs)
-        with self._autocast():
+        inputs = normalized(inputs, self.normalizer)
+        with computing_in(self.precision, inputs.observation):
             if self.critic is None:
                 features, _ = self.actor(inputs, state, first)
             else:
@@ -155,57 +158,8 @@ class ActorCritic(nn.Module):
             value: Tensor = self.value_head(features)
         return value
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return _NOTHING
-        return torch.autocast(self.value_head.linear.weight.device.type, torch.bfloat16)
 
-    def _normalized(self, inputs: AgentInputs) -> AgentInputs:
-        if self.normalizer is None:
-            return inputs
-        return AgentInputs(self.normalizer(inputs.observation), inputs.prev_action, inputs.prev_reward)
-
-
-class _Trunk(nn.Module):
-    """All layers but the heads."""
-
-    def __init__(
-        self,
-        observation_space: gym.Space,
-        distribution: Distribution,
-        hidden_sizes: Sequence[int] | None,
-        activation: str,
-        layer_norm: bool,
-        encoder: EncoderName,
-        recurrent: Literal["lstm", "gru"] | None,
-        recurrent_size: int,
-    ) -> None:
-        super().__init__()
-        self.encoder = ObservationEncoder(observation_space, encoder)
-        if hidden_sizes is None:
-            hidden_sizes = (64, 64) if not self.encoder.num_images else (256,) if self.encoder.num_vectors else ()
-        self.mlp = Mlp(self.encoder.out_features, hidden_sizes, activation=activation, layer_norm=layer_norm)
-        self.out_features = self.mlp.out_features
-        self.distribution = distribution
-        self.recurrent = None
-        if recurrent is not None:
-            num_inputs = self.mlp.out_features + distribution.num_encoded + 1
-            self.recurrent = Recurrent(recurrent, num_inputs, recurrent_size)
-            self.out_features = recurrent_size
-
-    def initial_state(self, num_envs: int) -> RecurrentState | None:
-        return None if self.recurrent is None else self.recurrent.initial_state(num_envs)
-
-    def forward(
-        self, inputs: AgentInputs, state: RecurrentState | None, first: Tensor | None
-    ) -> tuple[Tensor, RecurrentState | None]:
-        features = self.mlp(self.encoder(inputs.observation))
-        if self.recurrent is None:
-            return features, state
-        assert state is not None and inputs.prev_action is not None, "recurrent: needs state, prev_action, prev_reward"
-        previous = self.distribution.encode(inputs.prev_action)
-        features = torch.cat([features.float(), previous, inputs.prev_reward.unsqueeze(-1)], -1)
-        with torch.autocast(features.device.type, enabled=False):  # rounding adds up over a sequence
-            if first is None:
-                return self.recurrent.step(features, state)
-            return self.recurrent.sequence(features, state, first)
+def _default_sizes(encoder: ObservationEncoder) -> tuple[int, ...]:
+    if not encoder.num_images:
+        return (64, 64)
+    return (256,) if encoder.num_vectors else ()

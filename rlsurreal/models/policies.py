@@ -1,0 +1,222 @@
+"""Policies without values.  Built by agents of the families of DDPG and SAC.
+
+To use a model of your own, name any `torch.nn.Module` class with this constructor and these members:
+
+    class MyModel(nn.Module):
+        recurrent: bool                     # whether there is state; then previous actions and rewards are given, too
+        normalizer: RunningNorm | None      # updated by the algorithm
+        distribution: Distribution          # of the actions; stochastic policies only
+
+        def __init__(self, observation_space, action_space, **your_own_arguments): ...
+        def initial_state(self, num_envs): ...              # a structure of [num_envs, ...] tensors, or None
+        def forward(self, inputs, state, first=None): ...   # -> action, state; stochastic policies: params, state
+
+Arguments are as those of `rlsurreal.models.actor_critic`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces as gs
+from torch import Tensor, nn
+
+from rlsurreal.distributions import Distribution, Gaussian
+from rlsurreal.distributions.base import to_event
+from rlsurreal.distributions.gaussian import GaussianParams
+from rlsurreal.models.encoders import EncoderName, ObservationEncoder
+from rlsurreal.models.normalizers import RunningNorm
+from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, init_uniform, normalized
+from rlsurreal.structs import AgentInputs
+from rlsurreal.utils.namedarraytuple import Tree
+
+_FINAL_BOUND = 3e-3  # Lillicrap et al. 2016, section 7
+_MIN_LOG_STD, _MAX_LOG_STD = -20.0, 2.0  # as in the authors' program of SAC
+
+
+class DeterministicPolicy(nn.Module):
+    """One action for each observation, bounded by tanh (DDPG: Lillicrap et al. 2016, arXiv 1509.02971; TD3; D4PG).
+
+    The last layer starts near 0, so that the first actions are far from where tanh is flat.
+
+    Args:
+        observation_space: `Spaces.observation`.
+        action_space: `Spaces.action`, a Box within [-1, 1].
+        hidden_sizes: of the layers after the encoder.
+        activation: of the hidden layers, see `rlsurreal.models.mlp`.
+        layer_norm: normalise before each activation.
+        encoder: see `ObservationEncoder`.
+        recurrent: "lstm", "gru" or None.  Recurrent models see the previous action and reward, too.
+        recurrent_size: outputs of the recurrent layer.
+        normalize_observation: put a `RunningNorm` in front.
+        precision: see `ActorCritic`.
+
+    Attributes:
+        recurrent: whether the model has state, and wants previous actions and rewards.
+        normalizer: None without ``normalize_observation``.
+
+    Raises:
+        ValueError: an option is not known, an image does not suit its encoder, or actions are not within [-1, 1].
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        *,
+        hidden_sizes: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        layer_norm: bool = False,
+        encoder: EncoderName = "auto",
+        recurrent: Literal["lstm", "gru"] | None = None,
+        recurrent_size: int = 256,
+        normalize_observation: bool = False,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self._distribution = Gaussian(_bounded_shape(action_space))
+        self.body = _Body(
+            observation_space,
+            self._distribution,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            layer_norm=layer_norm,
+            encoder=encoder,
+            recurrent=recurrent,
+            recurrent_size=recurrent_size,
+            normalize_observation=normalize_observation,
+            precision=precision,
+        )
+        for parameter in self.body.linear.parameters():
+            nn.init.uniform_(parameter, -_FINAL_BOUND, _FINAL_BOUND)
+        self.recurrent = recurrent is not None
+
+    @property
+    def normalizer(self) -> RunningNorm | None:
+        """Running statistics of observations, if there are any."""
+        return self.body.normalizer
+
+    def initial_state(self, num_envs: int) -> Tree:
+        """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
+        return self.body.trunk.initial_state(num_envs)
+
+    def forward(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> tuple[Tensor, Tree]:
+        """The action in [-1, 1], float32 ``[..., *shape]``, and the next state; arguments as in `ActorCritic`."""
+        outputs, state = self.body(inputs, state, first)
+        return to_event(outputs.tanh(), self._distribution.shape), state
+
+
+class GaussianPolicy(nn.Module):
+    """A squashed Gaussian, mean and standard deviation both from the observation.
+
+    SAC: Haarnoja et al. 2018, arXiv 1812.05905.  The logarithm of the standard deviation is bounded to [-20, 2].
+    Arguments, attributes and errors are those of `DeterministicPolicy`, and one more:
+
+    Attributes:
+        distribution: whose parameters `forward` gives; draws actions and says how much noise that takes.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        *,
+        hidden_sizes: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        layer_norm: bool = False,
+        encoder: EncoderName = "auto",
+        recurrent: Literal["lstm", "gru"] | None = None,
+        recurrent_size: int = 256,
+        normalize_observation: bool = False,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self.distribution = Gaussian(
+            _bounded_shape(action_space),
+            squash=True,
+            std="state",
+            min_std=math.exp(_MIN_LOG_STD),
+            max_std=math.exp(_MAX_LOG_STD),
+        )
+        self.body = _Body(
+            observation_space,
+            self.distribution,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            layer_norm=layer_norm,
+            encoder=encoder,
+            recurrent=recurrent,
+            recurrent_size=recurrent_size,
+            normalize_observation=normalize_observation,
+            precision=precision,
+        )
+        self.recurrent = recurrent is not None
+
+    @property
+    def normalizer(self) -> RunningNorm | None:
+        """Running statistics of observations, if there are any."""
+        return self.body.normalizer
+
+    def initial_state(self, num_envs: int) -> Tree:
+        """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
+        return self.body.trunk.initial_state(num_envs)
+
+    def forward(
+        self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None
+    ) -> tuple[GaussianParams, Tree]:
+        """Parameters of `distribution`, ``[..., dim]``, and the next state; arguments as in `ActorCritic`."""
+        outputs, state = self.body(inputs, state, first)
+        return self.distribution.params(outputs), state
+
+
+class _Body(nn.Module):
+    """All of a policy but what its outputs mean; they are as many as ``distribution`` has features."""
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        distribution: Distribution,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        layer_norm: bool,
+        encoder: EncoderName,
+        recurrent: Literal["lstm", "gru"] | None,
+        recurrent_size: int,
+        normalize_observation: bool,
+        precision: Precision,
+    ) -> None:
+        super().__init__()
+        check_precision(precision)
+        self.normalizer = RunningNorm(observation_space) if normalize_observation else None
+        self.trunk = Trunk(
+            ObservationEncoder(observation_space, encoder),
+            distribution,
+            hidden_sizes,
+            activation=activation,
+            layer_norm=layer_norm,
+            recurrent=recurrent,
+            recurrent_size=recurrent_size,
+        )
+        init_uniform(self.trunk.mlp)
+        self.linear = nn.Linear(self.trunk.out_features, distribution.num_features)
+        self.precision: Precision = precision
+
+    def forward(self, inputs: AgentInputs, state: Tree, first: Tensor | None) -> tuple[Tensor, Tree]:
+        inputs = normalized(inputs, self.normalizer)
+        with computing_in(self.precision, inputs.observation):
+            features, state = self.trunk(inputs, state, first)
+            return self.linear(features).float(), state
+
+
+def _bounded_shape(action_space: gym.Space) -> tuple[int, ...]:
+    if isinstance(action_space, gs.Box) and np.all(action_space.low == -1) and np.all(action_space.high == 1):
+        return tuple(action_space.shape)
+    raise ValueError(
+        f"action_space is {action_space}; this policy's actions are within [-1, 1] (the agent's side of a bounded "
+        "box): bound them in the environment, or choose another model"
+    )
