@@ -225,8 +225,11 @@ class Agent(Protocol):
     def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
         """Build the model."""
 
-    def initial_state(self, num_envs: int) -> Tree:
-        """The null state, ``[B]`` tensors, or None for agents without memory."""
+    def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:
+        """The null state, ``[B]`` tensors, or None for agents that carry nothing from step to step.
+
+        ``first_env``: global index of the first environment: exploration may differ from one to the next.
+        """
 
     def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
         """Choose actions for ``[B]`` inputs; without noise the most likely ones (deterministic evaluation)."""

@@ -2,5 +2,18 @@
 
 from rlsurreal.agents.actor_critic import ActorCriticAgent
 from rlsurreal.agents.base import ModelAgent, ModelSpec
+from rlsurreal.agents.policy import DeterministicAgent, PolicyAgent
+from rlsurreal.agents.q import QAgent
+from rlsurreal.agents.return_heads import Categorical, Expected, Quantile
 
-__all__ = ["ActorCriticAgent", "ModelAgent", "ModelSpec"]
+__all__ = [
+    "ActorCriticAgent",
+    "Categorical",
+    "DeterministicAgent",
+    "Expected",
+    "ModelAgent",
+    "ModelSpec",
+    "PolicyAgent",
+    "QAgent",
+    "Quantile",
+]

@@ -43,7 +43,7 @@ class ActorCriticAgent(ModelAgent):
         self.uses_previous: bool = module.recurrent  # type: ignore[assignment]
         self._set_up(spaces, module, device)
 
-    def initial_state(self, num_envs: int) -> Tree:
+    def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:
         """The null state on the agent's device, leading dimension ``[B]``; None for models without memory."""
         return self.module.initial_state(num_envs)  # type: ignore[operator]
 

@@ -11,7 +11,7 @@ of one flat buffer, which makes clipping and Adam a few operations, and the comp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from rlsurreal.utils.programs import CompileError, Specialized
 from rlsurreal.utils.torch_tree import named_tensors
 
 Reduce = Callable[[Tensor], Tensor]
-Loss = Callable[..., tuple[Tensor, Tensor]]
+Loss = Callable[..., tuple[Any, ...]]
 
 _BETA1, _BETA2 = 0.9, 0.999
 _log = logging.getLogger("rlsurreal")
@@ -37,6 +37,8 @@ class GradientStep:
             vector of ``num_metrics`` detached numbers.  What changes from call to call must be in the inputs: numbers
             that it finds elsewhere are taken for constants when it is compiled.
         num_metrics: see ``loss``.
+        reads: other modules that ``loss`` calls (target networks, critics of a policy); they are not changed.
+        extra: if given, ``loss`` has a third result, a tensor like this one; it is found in ``extra`` after each step.
         max_grad_norm: the gradient's norm over all parameters is clipped to it, after ``reduce``.
         eps: Adam's (Kingma and Ba 2015, arXiv 1412.6980).
         compile: run as one compiled graph.  If that fails, the log says so once, and steps go on eagerly.
@@ -50,6 +52,8 @@ class GradientStep:
         num_metrics: int,
         *,
         max_grad_norm: float,
+        reads: Sequence[nn.Module] = (),
+        extra: Tensor | None = None,
         eps: float = 1e-5,
         compile: bool = False,
         reduce: Reduce | None = None,
@@ -60,7 +64,9 @@ class GradientStep:
         self._flat.grad = self._gradient = torch.zeros_like(self._flat)
         for name, gradient in self._split(self._gradient).items():
             module.get_parameter(name).grad = gradient
-        self._module, self._with_loss = module, _WithLoss(module, loss)
+        self._module, self._with_loss = module, _WithLoss(module, reads, loss)
+        self._own = [module.get_parameter(name) for name in self._names]
+        self.extra = None if extra is None else torch.zeros_like(extra)
         self._max_grad_norm, self._eps, self._reduce = max_grad_norm, eps, reduce
         self.learning_rate = torch.zeros((), device=self._flat.device)
         betas = (_BETA1, _BETA2)
@@ -99,6 +105,11 @@ class GradientStep:
         self._num_steps = 0
         return means
 
+    @property
+    def flat(self) -> Tensor:
+        """All parameters, as one vector."""
+        return self._flat.detach()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Adam's state."""
         return {name: tensor.clone() for name, tensor in self._state.items()}
@@ -113,8 +124,8 @@ class GradientStep:
     def _eager(self, *inputs: Tree) -> None:
         gradient = self._gradient
         gradient.zero_()
-        loss, metrics = self._with_loss(*inputs)
-        loss.backward()
+        loss, metrics, *extra = self._with_loss(*inputs)
+        loss.backward(inputs=self._own)  # not those of the modules that it reads
         if self._reduce is not None:
             gradient.copy_(self._reduce(gradient))
         norm = torch.linalg.vector_norm(gradient)
@@ -122,6 +133,8 @@ class GradientStep:
         self._adam.step()
         self._sums[:-1] += metrics
         self._sums[-1] += norm
+        if self.extra is not None:
+            self.extra.copy_(extra[0].detach())
 
     # ------------------------------------------------------------ compiled
 
@@ -133,13 +146,18 @@ class GradientStep:
         fixed = {name: tensor for name, tensor in named.items() if id(tensor) not in trained}
         canonical = {name: trained[id(tensor)] for name, tensor in named.items() if id(tensor) in trained}
 
-        def gradients(out: Tensor, flat: Tensor, fixed: dict[str, Tensor], sums: Tensor, inputs: Any) -> None:
+        def gradients(
+            out: Tensor, flat: Tensor, fixed: dict[str, Tensor], sums: Tensor, extra: Tensor | None, inputs: Any
+        ) -> None:
             own = {name: part.detach().requires_grad_() for name, part in self._split(flat).items()}
             tensors = {**fixed, **{name: own[first] for name, first in canonical.items()}}
             with torch.enable_grad():
-                loss, metrics = torch.func.functional_call(self._with_loss, tensors, inputs, tie_weights=False)
+                called = torch.func.functional_call(self._with_loss, tensors, inputs, tie_weights=False)
+                loss, metrics, *found = called
                 parts = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
             sums[:-1] += metrics
+            if extra is not None:
+                extra.copy_(found[0].detach())
             out.copy_(torch.cat([part.reshape(-1) for part in parts]))
 
         def apply(
@@ -161,21 +179,22 @@ class GradientStep:
             sums: Tensor,
             state: dict[str, Tensor],
             learning_rate: Tensor,
+            extra: Tensor | None,
             *inputs: Tree,
         ) -> None:
             gradient = torch.empty_like(flat)
-            gradients(gradient, flat, fixed, sums, inputs)
+            gradients(gradient, flat, fixed, sums, extra, inputs)
             apply(flat, sums, state, learning_rate, gradient)
 
         if reduce is None:
-            step = Specialized(whole, 5)
+            step = Specialized(whole, 6)
             self._specialized = [step]
-            return lambda *inputs: step(flat, fixed, sums, state, learning_rate, *inputs)
-        first, second = Specialized(gradients, 4), Specialized(apply, 5)
+            return lambda *inputs: step(flat, fixed, sums, state, learning_rate, self.extra, *inputs)
+        first, second = Specialized(gradients, 5), Specialized(apply, 5)
         self._specialized = [first, second]
 
         def in_two(*inputs: Tree) -> None:
-            first(gradient, flat, fixed, sums, inputs)
+            first(gradient, flat, fixed, sums, self.extra, inputs)
             gradient.copy_(reduce(gradient))
             second(flat, sums, state, learning_rate, gradient)
 
@@ -193,12 +212,12 @@ class GradientStep:
 class _WithLoss(nn.Module):
     """A module whose forward pass is the loss, so that `torch.func.functional_call` can put in other parameters."""
 
-    def __init__(self, module: nn.Module, loss: Loss) -> None:
+    def __init__(self, module: nn.Module, reads: Sequence[nn.Module], loss: Loss) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.reads = module, nn.ModuleList(reads)
         self._loss = loss
 
-    def forward(self, *inputs: Tree) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Tree) -> tuple[Any, ...]:
         return self._loss(*inputs)
 
 

@@ -8,11 +8,44 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlsurreal.recipes.a2c import a2c_mujoco
+from rlsurreal.recipes.ddpg import d4pg_mujoco, ddpg_mujoco, td3_mujoco
+from rlsurreal.recipes.dqn import dqn_atari, dqn_cartpole, r2d2_atari, rainbow_atari
 from rlsurreal.recipes.ppo import debug, ppo_atari, ppo_cartpole, ppo_mujoco
+from rlsurreal.recipes.sac import sac_mujoco, sac_pendulum
 from rlsurreal.runners import Trainer
 
-RECIPES: dict[str, Callable[..., Trainer]] = {
-    recipe.__name__: recipe for recipe in (ppo_mujoco, ppo_atari, ppo_cartpole, a2c_mujoco, debug)
-}
+_ALL: tuple[Callable[..., Trainer], ...] = (
+    ppo_mujoco,
+    ppo_atari,
+    ppo_cartpole,
+    a2c_mujoco,
+    dqn_atari,
+    rainbow_atari,
+    r2d2_atari,
+    dqn_cartpole,
+    sac_mujoco,
+    sac_pendulum,
+    td3_mujoco,
+    ddpg_mujoco,
+    d4pg_mujoco,
+    debug,
+)
+RECIPES = {recipe.__name__: recipe for recipe in _ALL}
 
-__all__ = ["RECIPES", "a2c_mujoco", "debug", "ppo_atari", "ppo_cartpole", "ppo_mujoco"]
+__all__ = [
+    "RECIPES",
+    "a2c_mujoco",
+    "d4pg_mujoco",
+    "ddpg_mujoco",
+    "debug",
+    "dqn_atari",
+    "dqn_cartpole",
+    "ppo_atari",
+    "ppo_cartpole",
+    "ppo_mujoco",
+    "r2d2_atari",
+    "rainbow_atari",
+    "sac_mujoco",
+    "sac_pendulum",
+    "td3_mujoco",
+]

@@ -69,7 +69,7 @@ class Actor:
         if not deterministic:
             envs = range(first_env + columns.start, first_env + columns.stop)
             self._noise = NoiseStreams(seed, envs, agent.noise_spec, purpose=purpose)
-        self.state = agent.initial_state(num_envs)
+        self.state = agent.initial_state(num_envs, first_env + columns.start)
         self._null_state = tree_map(torch.clone, self.state)
         self.num_slots_begun = 0
         self.first_row = 0  # number of the present slot's row 0, counted from the start: random numbers are keyed by it

@@ -50,7 +50,7 @@ class TapeAgent:
         self.parameters = {"seed": torch.tensor(seed % _MODULUS)}
         self._link: SharedParameters | None = None
 
-    def initial_state(self, num_envs: int) -> Tree:
+    def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:
         """Zeros, or nothing without memory."""
         if not self.memory:
             return None

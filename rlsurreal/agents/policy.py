@@ -1,0 +1,144 @@
+"""The agents of the policy-gradient algorithms that learn from replay: the policy alone; critics are the algorithm's.
+
+`PolicyAgent` draws from a squashed Gaussian (SAC); `DeterministicAgent` adds noise to one action (DDPG, TD3, D4PG).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces as gs
+from torch import Tensor
+
+from rlsurreal.agents.base import ModelAgent, ModelSpec
+from rlsurreal.distributions.gaussian import Gaussian, GaussianParams
+from rlsurreal.models import DeterministicPolicy, GaussianPolicy
+from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
+
+
+class NoiseState(NamedArrayTuple):
+    """What `DeterministicAgent` carries from step to step."""
+
+    drift: Any  # float32 [B, dim]: the Ornstein-Uhlenbeck process; 0 at an episode's start
+    env: Any  # float32 [B]: global index of the environment
+
+
+def _check_actions(agent: object, space: Any) -> None:
+    if not isinstance(space, gs.Box) or len(space.shape) != 1:
+        raise ValueError(
+            f"{type(agent).__name__} needs actions that are one vector of numbers, and the action space is {space}"
+        )
+
+
+@dataclass(kw_only=True, eq=False)
+class PolicyAgent(ModelAgent):
+    """Draws actions from the squashed Gaussian that the policy's outputs describe."""
+
+    model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=GaussianPolicy))
+    uses_previous = False
+
+    def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
+        """Build the policy for ``spaces``, with initial weights drawn from ``seed``."""
+        _check_actions(self, spaces.action)
+        module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
+        self.distribution: Gaussian = module.distribution
+        module.register_buffer("exploration", torch.ones(()))  # 1: at random; published with the parameters
+        self.noise_spec = NoiseSpec(normal=self.distribution.dim, uniform=self.distribution.dim)
+        self._set_up(spaces, module, device)
+
+    def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:
+        """None: it carries nothing."""
+        return None
+
+    def explore(self, progress: float, num_envs: int, at_random: bool) -> None:
+        """The policy explores by itself; ``at_random``: nothing is being learned yet, any action will do."""
+        module: Any = self.module
+        module.exploration.fill_(float(at_random))
+
+    def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
+        """Draw actions for ``[B]`` inputs with ``noise``; without it, take the median ones."""
+        params = self.learn(inputs)
+        if noise is None:
+            return AgentStep(self.distribution.mode(params)), state
+        module: Any = self.module
+        return AgentStep(_at_random(module.exploration, self.distribution.sample(params, noise), noise)), state
+
+    def learn(self, inputs: AgentInputs) -> GaussianParams:
+        """The distribution's parameters, gradients and all."""
+        params: GaussianParams = self.module(inputs, None)[0]
+        return params
+
+
+@dataclass(kw_only=True, eq=False)
+class DeterministicAgent(ModelAgent):
+    """Takes the policy's action, with noise while it explores.
+
+    Environment ``i`` of ``N``, counted over all ranks, has noise of standard deviation
+    ``noise * (1 + noise_spread * i / (N - 1))``, in units of half the action range.
+    """
+
+    model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=DeterministicPolicy))
+    noise: float = 0.1
+    noise_spread: float = 0.0
+    process: Literal["normal", "ornstein_uhlenbeck"] = "normal"
+    theta: float = 0.15  # Ornstein-Uhlenbeck: the part of the drift that is lost in each step
+    uses_previous = False
+
+    def __post_init__(self) -> None:
+        if self.noise < 0 or self.noise_spread < 0:
+            raise ValueError(
+                f"DeterministicAgent: noise={self.noise} and noise_spread={self.noise_spread} must be at least 0"
+            )
+        if self.process not in ("normal", "ornstein_uhlenbeck"):
+            raise ValueError(f"DeterministicAgent.process is {self.process!r}; choose 'normal' or 'ornstein_uhlenbeck'")
+        if not 0 < self.theta <= 1:
+            raise ValueError(f"DeterministicAgent.theta is {self.theta}; it must lie in (0, 1]")
+
+    def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
+        """Build the policy for ``spaces``, with initial weights drawn from ``seed``."""
+        _check_actions(self, spaces.action)
+        module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
+        # 1: at random; and by how much each environment's noise is larger than that of the one before.  Published with
+        # the parameters.
+        module.register_buffer("exploration", torch.tensor([1.0, 0.0]))
+        self._dim = math.prod(spaces.action.shape or ())
+        self.noise_spec = NoiseSpec(normal=self._dim, uniform=self._dim)
+        self._set_up(spaces, module, device)
+
+    def explore(self, progress: float, num_envs: int, at_random: bool) -> None:
+        """Lay the noise out over ``num_envs`` environments of all ranks; ``at_random``: see `PolicyAgent.explore`."""
+        module: Any = self.module
+        module.exploration.copy_(torch.tensor([float(at_random), self.noise_spread / max(1, num_envs - 1)]))
+
+    def initial_state(self, num_envs: int, first_env: int = 0) -> NoiseState:
+        """The null state on the agent's device, ``[B]``."""
+        env = torch.arange(first_env, first_env + num_envs, dtype=torch.float32, device=self.device)
+        return NoiseState(torch.zeros(num_envs, self._dim, device=self.device), env)
+
+    def act(self, inputs: AgentInputs, state: NoiseState, noise: Noise | None) -> tuple[AgentStep, NoiseState]:
+        """Actions for ``[B]`` inputs; without ``noise`` the policy's own."""
+        action = self.learn(inputs)
+        if noise is None:
+            return AgentStep(action), state
+        drift = noise.normal
+        if self.process == "ornstein_uhlenbeck":
+            drift = (1 - self.theta) * state.drift + noise.normal
+        module: Any = self.module
+        at_random, spread = module.exploration.unbind()
+        scale = self.noise * (1 + spread * state.env)
+        action = (action + scale.unsqueeze(-1) * drift).clamp(-1, 1)
+        return AgentStep(_at_random(at_random, action, noise)), NoiseState(drift, state.env)
+
+    def learn(self, inputs: AgentInputs) -> Tensor:
+        """The policy's action, gradients and all."""
+        action: Tensor = self.module(inputs, None)[0]
+        return action
+
+
+def _at_random(flag: Tensor, action: Tensor, noise: Noise) -> Tensor:
+    """``action``, or where ``flag`` is 1 uniformly random ones."""
+    return torch.where(flag > 0, 2 * noise.uniform - 1, action)

@@ -1,0 +1,115 @@
+"""The agent of the DQN family: one Q-network, and epsilon-greedy exploration, each environment with its own epsilon."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gymnasium import spaces as gs
+from torch import Tensor
+
+from rlsurreal.agents.base import ModelAgent, ModelSpec
+from rlsurreal.agents.return_heads import Expected, ReturnHead
+from rlsurreal.models import QNetwork
+from rlsurreal.ops.values import greedy, select
+from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
+from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves
+from rlsurreal.utils.schedules import Schedule, as_schedule
+
+
+class QState(NamedArrayTuple):
+    """What the agent carries from step to step."""
+
+    network: Tree  # of a recurrent network, or None
+    env: Any  # float32 [B]: global index of the environment
+
+
+class QInfo(NamedArrayTuple):
+    """What is recorded with each action: expected returns, for first priorities."""
+
+    value: Any  # float32, of the action
+    best: Any  # float32, of the best action
+
+
+@dataclass(kw_only=True, eq=False)
+class QAgent(ModelAgent):
+    """Takes the action of the highest expected return; with probability epsilon any.
+
+    Environment ``i`` of ``N``, counted over all ranks, has ``epsilon ** (1 + epsilon_spread * i / (N - 1))`` (Horgan et
+    al. 2018, Ape-X, arXiv 1803.00933: 0.4 and 7), so that few explore much, and many little.  Where ``epsilon`` falls
+    from 1 all start alike.
+    """
+
+    model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=QNetwork))
+    head: ReturnHead = field(default_factory=Expected)
+    epsilon: float | Schedule = 0.05  # 0 with noisy networks, which explore by themselves
+    epsilon_spread: float = 0.0
+    num_taus: int = 32  # quantiles in each pass of an implicit quantile network
+
+    def __post_init__(self) -> None:
+        self._epsilon_at = as_schedule(self.epsilon)
+        for progress in (0.0, 0.5, 1.0):
+            if not 0 <= self._epsilon_at(progress) <= 1:
+                raise ValueError(f"QAgent.epsilon is {self.epsilon}; it must stay in [0, 1]")
+        if self.epsilon_spread < 0:
+            raise ValueError(f"QAgent.epsilon_spread is {self.epsilon_spread}; it must be at least 0")
+
+    def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
+        """Build the network for ``spaces``, with initial weights drawn from ``seed``."""
+        if not isinstance(spaces.action, gs.Discrete):
+            raise ValueError(
+                f"QAgent chooses one of several actions, and the action space is {spaces.action}; use an environment "
+                "with Discrete actions, or another agent"
+            )
+        self.num_actions = int(spaces.action.n)
+        module: Any = self.model.build(spaces.observation, self.num_actions, seed=seed)
+        # epsilon's logarithm, and what it is multiplied by, more for each environment: published with the parameters
+        module.register_buffer("exploration", torch.zeros(2))
+        self.uses_previous: bool = module.recurrent
+        self._has_taus = module.num_cosines is not None
+        self.head.check(self.num_taus if self._has_taus else module.num_atoms)
+        self.noise_spec = NoiseSpec(normal=module.num_noise, uniform=2 + (self.num_taus if self._has_taus else 0))
+        self._set_up(spaces, module, device)
+        self.explore(0.0, 1, at_random=True)
+
+    def explore(self, progress: float, num_envs: int, at_random: bool) -> None:
+        """Set epsilon as it is when ``progress`` of the run is done, for ``num_envs`` environments over all ranks.
+
+        ``at_random``: nothing is being learned yet; epsilon is 1.
+        """
+        epsilon = 1.0 if at_random else self._epsilon_at(progress)
+        log_epsilon = math.log(epsilon) if epsilon > 0 else -math.inf
+        module: Any = self.module
+        module.exploration.copy_(torch.tensor([log_epsilon, self.epsilon_spread / max(1, num_envs - 1)]))
+
+    def initial_state(self, num_envs: int, first_env: int = 0) -> QState:
+        """The null state on the agent's device, ``[B]``."""
+        module: Any = self.module
+        env = torch.arange(first_env, first_env + num_envs, dtype=torch.float32, device=self.device)
+        return QState(module.initial_state(num_envs), env)
+
+    def act(self, inputs: AgentInputs, state: QState, noise: Noise | None) -> tuple[AgentStep, QState]:
+        """Epsilon-greedy actions for ``[B]`` inputs with ``noise``; without it, greedy ones."""
+        module: Any = self.module
+        taus = self._taus(inputs, noise) if self._has_taus else None
+        normal = None if noise is None else noise.normal
+        values, network = module(inputs, state.network, noise=normal, taus=taus)
+        expected = self.head.expected(values)
+        action = greedy(expected)
+        if noise is not None:
+            log_epsilon, spread = module.exploration.unbind()
+            explores = noise.uniform[..., 0] < torch.exp(log_epsilon * (1 + spread * state.env))
+            anything = (noise.uniform[..., 1] * self.num_actions).long().clamp(max=self.num_actions - 1)
+            action = torch.where(explores, anything, action)
+        info = QInfo(select(expected, action), expected.amax(-1))
+        return AgentStep(action, info), QState(network, state.env)
+
+    def _taus(self, inputs: AgentInputs, noise: Noise | None) -> Tensor:
+        """``[B, num_taus]``: at random; without noise the middles of equal parts."""
+        if noise is not None:
+            random: Tensor = noise.uniform[..., 2:]
+            return random
+        middles = (torch.arange(self.num_taus, device=self.device) + 0.5) / self.num_taus
+        return middles.expand(len(leaves(inputs)[0]), -1)

@@ -1,0 +1,121 @@
+"""Deep Q-networks: DQN and what was added to it, up to Rainbow.
+
+DQN              Mnih et al. 2015, Nature 518               QAgent(head=Expected())
+double           van Hasselt et al. 2016, arXiv 1509.06461  double=True
+prioritized      Schaul et al. 2016, arXiv 1511.05952       Replay(selector=Prioritized())
+dueling, noisy   Wang et al. 2016; Fortunato et al. 2018    QNetwork(dueling=True, noisy=True)
+n-step           Sutton 1988                                Replay(extractor=NStep(num_steps=3))
+C51              Bellemare et al. 2017, arXiv 1707.06887    QAgent(head=Categorical()), num_atoms=51
+QR-DQN           Dabney et al. 2018, arXiv 1710.10044       QAgent(head=Quantile()), num_atoms=200
+Rainbow          Hessel et al. 2018, arXiv 1710.02298       all but the last
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlsurreal.agents.q import QAgent
+from rlsurreal.agents.return_heads import ReturnHead
+from rlsurreal.algos.off_policy import OffPolicy, Target
+from rlsurreal.algos.update import GradientStep
+from rlsurreal.ops.values import greedy, select
+from rlsurreal.replays import ReplayRatio, Transitions
+from rlsurreal.structs import AgentInputs, Noise
+from rlsurreal.utils.schedules import Schedule, as_schedule
+
+METRICS = ("loss/value", "value/mean", "value/error", "update/grad_norm")
+
+
+@dataclass(kw_only=True, eq=False)
+class DQN(OffPolicy):
+    """Hyperparameters of DQN."""
+
+    batch_size: int = 32
+    limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=8, min_steps=20_000))
+    learning_rate: float | Schedule = 2.5e-4
+    adam_eps: float = 1.5e-4
+    max_grad_norm: float = 10.0
+    double: bool = True
+    target_interval: int = 2_000  # updates from one step of the target network to the next
+    target_tau: float = 1.0  # how far it goes in each; 1: all the way
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_interval < 1:
+            raise ValueError(f"{type(self).__name__}.target_interval is {self.target_interval}; it must be at least 1")
+        if not 0 < self.target_tau <= 1:
+            raise ValueError(f"{type(self).__name__}.target_tau is {self.target_tau}; it must lie in (0, 1]")
+        self._learning_rate_at = as_schedule(self.learning_rate)
+
+    def _build(self, compiled: bool) -> None:
+        agent: QAgent = self._agent
+        self._target = Target(agent.module)
+        self._gradient_step = GradientStep(
+            agent.module,
+            self._loss,
+            len(METRICS) - 1,
+            max_grad_norm=self.max_grad_norm,
+            reads=[self._target.module],
+            extra=torch.zeros(self.batch_size, device=agent.device),
+            eps=self.adam_eps,
+            compile=compiled,
+        )
+
+    def _update(self, batch: Transitions, progress: float) -> Tensor:
+        step = self._gradient_step
+        step.learning_rate.fill_(self._learning_rate_at(progress))
+        step(batch, self._noise())
+        if (self._num_updates + 1) % self.target_interval == 0:
+            self._target.follow(self.target_tau)
+        assert step.extra is not None
+        return step.extra
+
+    def _noise(self) -> Noise:
+        """Random numbers ``[3, N, n]`` for three passes: of the network, its target, and the choice of actions."""
+        spec, size = self._agent.noise_spec, (3, self.batch_size)
+        options: Any = {"generator": self._generator, "device": self._agent.device}
+        num_taus = spec.uniform - 2
+        return Noise(
+            normal=torch.randn(*size, spec.normal, **options) if spec.normal else None,
+            uniform=torch.rand(*size, num_taus, **options) if num_taus else None,
+        )
+
+    def _loss(self, batch: Transitions, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, metrics in the order of `METRICS` (the gradient's norm is added later), and priorities."""
+        head: ReturnHead = self._agent.head
+        successor = AgentInputs(batch.next_observation)
+        online, target = self._agent.module, self._target.module
+        values = select(_outputs(online, AgentInputs(batch.observation), noise[0]), batch.action)
+        with torch.no_grad():
+            next_values = _outputs(target, successor, noise[1])
+            chooser = _outputs(online, successor, noise[2]) if self.double else next_values
+            next_values = select(next_values, greedy(head.expected(chooser)))
+        loss, error = head.loss(
+            values, next_values, batch.reward, batch.discount, taus=None if noise.uniform is None else noise.uniform[0]
+        )
+        loss = (batch.weight * loss).mean()
+        metrics = torch.stack([loss, head.expected(values).mean(), error.mean()]).detach()
+        return loss, metrics, error
+
+    def _take_metrics(self) -> dict[str, Any]:
+        return dict(zip(METRICS, self._gradient_step.take_metrics()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the agent."""
+        own = {"optimizer": self._gradient_step.state_dict(), "target": self._target.state_dict()}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
+        self._gradient_step.load_state_dict(state["optimizer"])
+        self._target.load_state_dict(state["target"])
+
+
+def _outputs(module: nn.Module, inputs: AgentInputs, noise: Noise) -> Tensor:
+    values: Tensor = module(inputs, None, noise=noise.normal, taus=noise.uniform)[0]
+    return values

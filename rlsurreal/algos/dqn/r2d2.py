@@ -1,0 +1,136 @@
+"""Recurrent replay distributed DQN (Kapturowski et al. 2019, R2D2): DQN on sequences, from the state as recorded.
+
+    recorded state --burn-in rows, no gradient--> state --learned rows--> values
+                                                        --n more rows---> what their targets bootstrap with
+
+Values are rescaled (Pohlen et al. 2018), so that rewards need not be clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlsurreal.agents.return_heads import Expected
+from rlsurreal.algos.dqn.dqn import DQN
+from rlsurreal.ops.values import (
+    greedy,
+    n_step_targets,
+    select,
+    sequence_priority,
+    value_rescale,
+    value_unscale,
+    weighted_masked_mean,
+)
+from rlsurreal.replays import Prioritized, Replay, ReplayRatio, Sequences, Windows
+from rlsurreal.structs import AgentInputs, Noise
+from rlsurreal.utils.namedarraytuple import Tree, tree_map
+
+
+@dataclass(kw_only=True, eq=False)
+class R2D2(DQN):
+    """Hyperparameters of R2D2."""
+
+    discount: float = 0.997
+    batch_size: int = 64  # sequences
+    replay: Replay = field(
+        default_factory=lambda: Replay(selector=Prioritized(alpha=0.9, beta=0.6), extractor=Windows())
+    )
+    limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=1.0, min_steps=50_000))  # learned rows
+    learning_rate: Any = 1e-4
+    adam_eps: float = 1e-3
+    max_grad_norm: float = 80.0
+    target_interval: int = 2_500
+    eta: float = 0.9  # of the largest error in a sequence's priority; the rest is the mean
+    rescale_values: bool = True
+    _keeps_info = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"R2D2.eta is {self.eta}; it must lie in [0, 1]")
+        if not isinstance(self.replay.extractor, Windows):
+            raise ValueError("R2D2 learns from sequences: it needs Replay(extractor=Windows(...))")
+
+    def _build(self, compiled: bool) -> None:
+        if not self._agent.module.recurrent or not isinstance(self._agent.head, Expected):
+            raise ValueError("R2D2 needs a recurrent Q-network and the head Expected; see the recipe r2d2_atari")
+        super()._build(compiled=False)  # a recurrent pass goes from reset to reset, so its course depends on the data
+
+    @property
+    def _rows_per_item(self) -> int:
+        return self._windows.num_steps
+
+    @property
+    def _windows(self) -> Windows:
+        extractor = self.replay.extractor
+        assert isinstance(extractor, Windows)
+        return extractor
+
+    def _noise(self) -> Noise:
+        count = self._agent.noise_spec.normal
+        size = (3, self._windows.num_rows, self.batch_size, count)
+        options: Any = {"generator": self._generator, "device": self._agent.device}
+        return Noise(normal=torch.randn(size, **options) if count else None)
+
+    def _loss(self, batch: Sequences, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        online, target = self._agent.module, self._target.module
+        values = self._pass(online, batch, noise[0])
+        with torch.no_grad():
+            next_values = self._pass(target, batch, noise[1])
+            chooser = next_values
+            if self.double:  # without noise a second pass would give the same
+                chooser = values if noise.normal is None else self._pass(online, batch, noise[2])
+            best = select(next_values, greedy(chooser))
+        learned: Sequences = tree_map(lambda x: x[self._windows.burn_in :], batch._replace(state=None, weight=None))
+        wanted, valid = self._targets(learned, best)
+        chosen = select(values[: len(wanted)], learned.action[: len(wanted)])
+        error = torch.where(valid, wanted - chosen, 0.0)
+        loss = weighted_masked_mean(self._agent.head.delta_loss(error), batch.weight.expand_as(error), valid)
+        magnitude = error.detach().abs()
+        count = valid.sum().clamp(min=1)
+        means = [torch.where(valid, x, 0.0).sum() / count for x in (chosen, magnitude)]
+        return loss, torch.stack([loss, *means]).detach(), sequence_priority(magnitude, valid, self.eta)
+
+    def _pass(self, module: nn.Module, batch: Sequences, noise: Noise) -> Tensor:
+        """Values ``[num_steps + n, N, A]``."""
+        burn_in, state = self._windows.burn_in, batch.state.network
+        inputs = AgentInputs(batch.observation, batch.prev_action, batch.prev_reward)
+        if burn_in:
+            with torch.no_grad():
+                _, state = module(inputs[:burn_in], state, batch.first[:burn_in], noise=_part(noise, slice(burn_in)))
+        rest = slice(burn_in, None)
+        values: Tensor = module(inputs[rest], state, batch.first[rest], noise=_part(noise, rest))[0]
+        return values
+
+    def _targets(self, rows: Any, best: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets ``[num_steps, N]`` of rows whose observations bootstrap with ``best``, and where they are defined."""
+        if self.rescale_values:
+            best = value_unscale(best)
+        flags = (rows.terminated, rows.truncated, rows.valid)
+        wanted, valid = n_step_targets(rows.reward, *flags, best, self.discount, self._windows.num_ahead)
+        return (value_rescale(wanted) if self.rescale_values else wanted), valid
+
+    def _first_priority(self) -> Callable[[Callable[[str], Tree]], np.ndarray]:
+        """From the values that the acting network recorded: a first guess that costs no pass."""
+
+        def priority(read: Callable[[str], Tree]) -> np.ndarray:
+            rows = Sequences(*[None] * len(Sequences._fields))._replace(
+                **{name: read(name)[self._windows.burn_in :] for name in ("reward", "terminated", "truncated", "valid")}
+            )
+            info = tree_map(lambda x: x[self._windows.burn_in :], read("agent_info"))
+            wanted, valid = self._targets(rows, info.best)
+            error = (wanted - info.value[: len(wanted)]).abs()
+            found: np.ndarray = sequence_priority(error, valid, self.eta).cpu().numpy()
+            return found
+
+        return priority
+
+
+def _part(noise: Noise, rows: slice) -> Tensor | None:
+    return None if noise.normal is None else noise.normal[rows]

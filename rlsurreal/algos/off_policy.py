@@ -1,0 +1,157 @@
+"""What the algorithms that learn from replay share: experience in, updates at the replay ratio, target networks.
+
+update(samples): append -> as many updates as are due, each: sample -> gradient step(s) -> priorities, targets
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlsurreal.algos.update import flatten_parameters
+from rlsurreal.ops.values import polyak
+from rlsurreal.replays import Replay, ReplayRatio, Ticket
+from rlsurreal.structs import BatchSpec, Samples
+from rlsurreal.utils.namedarraytuple import Tree
+from rlsurreal.utils.programs import Compile, should_compile
+
+
+@dataclass(kw_only=True, eq=False)
+class OffPolicy:
+    """Hyperparameters of the algorithms that learn from replay."""
+
+    discount: float = 0.99
+    batch_size: int = 256
+    replay: Replay = field(default_factory=Replay)
+    limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=256))
+    save_replay: bool = False  # with checkpoints, so that a resumed run is exact; large
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"{type(self).__name__}.discount is {self.discount}; it must lie in [0, 1]")
+        if self.batch_size < 1:
+            raise ValueError(f"{type(self).__name__}.batch_size is {self.batch_size}; it must be at least 1")
+
+    def initialize(
+        self,
+        agent: Any,
+        batch: BatchSpec,
+        *,
+        seed: int,
+        compile: Compile = "off",
+        num_iterations: int | None = None,
+    ) -> None:
+        """Build optimizers, target networks and the replay.
+
+        Args:
+            agent: initialized.
+            batch: the slots that `update` will see.
+            seed: of what is drawn from the replay, and of the noise of updates.
+            compile: the gradient steps; "auto": if the run is long enough to earn back the time that it takes.
+            num_iterations: how often `update` will be called, as far as that is known.
+        """
+        self._agent, self._batch, self._seed = agent, batch, seed
+        self._num_envs = batch.total_envs or batch.first_env + batch.num_envs
+        self._generator = torch.Generator(device=agent.device).manual_seed(seed)
+        self.replay.initialize(
+            batch, seed=seed, discount=self.discount, device=agent.device, keep_info=self._keeps_info
+        )
+        num_updates = None
+        if num_iterations is not None:
+            rows_per_update = self.batch_size * self._rows_per_item
+            num_updates = int(num_iterations * batch.size * self.limiter.ratio / rows_per_update)
+        self._num_updates = 0
+        self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
+
+    _keeps_info = False  # of the agent and the environment, in the replay
+    _seconds_saved = 1e-3  # by compiling, in each update of small networks on one CPU core
+
+    @abstractmethod
+    def _build(self, compiled: bool) -> None:
+        """Optimizers and target networks."""
+
+    @abstractmethod
+    def _update(self, batch: Tree, progress: float) -> Tensor:
+        """One update; new priorities ``[N]``."""
+
+    @abstractmethod
+    def _take_metrics(self) -> dict[str, Any]:
+        """Means over the updates since the last call."""
+
+    def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
+        """Take in a slot, and make the updates that are due.  Metrics of these, if there were any."""
+        self.replay.append(samples, self._first_priority())
+        self.limiter.appended(int(samples.env.valid[: self._batch.num_steps].sum()))
+        self._agent.explore(progress, self._num_envs, at_random=not self.limiter.has_begun)
+        num_updates = self.limiter.take(self.batch_size * self._rows_per_item)
+        for _ in range(num_updates):
+            batch, ticket = self.replay.sample(self.batch_size, progress)
+            priority = self._update(batch, progress)
+            self._num_updates += 1
+            self._set_priorities(ticket, priority)
+        metrics: dict[str, Any] = {"replay/ratio": self.limiter.achieved, "update/updates": self._num_updates}
+        if num_updates:
+            metrics |= self._take_metrics()
+        return metrics
+
+    def _set_priorities(self, ticket: Ticket, priority: Tensor) -> None:
+        if self.replay.selector.uses_priority:  # else nobody waits for the device
+            self.replay.update_priorities(ticket, priority.cpu().numpy())
+
+    def _first_priority(self) -> Callable[[Callable[[str], Tree]], np.ndarray] | None:
+        """See `Replay.append`; None: the selector's own."""
+        return None
+
+    @property
+    def _rows_per_item(self) -> int:
+        """How many rows an item of a batch teaches, for the replay ratio."""
+        return 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the agent."""
+        return {
+            "generator": self._generator.get_state(),
+            "num_updates": self._num_updates,
+            "limiter": self.limiter.state_dict(),
+            "replay": self.replay.state_dict() if self.save_replay else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; without a saved replay it fills anew before learning goes on."""
+        self._generator.set_state(state["generator"])
+        self._num_updates = state["num_updates"]
+        if state["replay"] is not None:
+            self.limiter.load_state_dict(state["limiter"])
+            self.replay.load_state_dict(state["replay"])
+
+
+class Target:
+    """A copy of a network that follows it; equal to it at the start."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._online = flatten_parameters(module)
+        self.module = copy.deepcopy(module)
+        self._flat = flatten_parameters(self.module)
+        self.module.requires_grad_(False)
+        # What is not trained (statistics of observations, exploration) is not copied, but shared.
+        for own, theirs in zip(self.module.modules(), module.modules(), strict=True):
+            own._buffers.update(theirs._buffers)
+
+    def follow(self, tau: float = 1.0) -> None:
+        """Go the part ``tau`` of the way to the network."""
+        polyak(self._flat, self._online, tau)
+
+    def state_dict(self) -> Tensor:
+        """All parameters."""
+        return self._flat.clone()
+
+    def load_state_dict(self, state: Tensor) -> None:
+        """Continue from `state_dict`."""
+        self._flat.copy_(state)

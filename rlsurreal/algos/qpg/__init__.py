@@ -1,0 +1,1 @@
+"""Learning continuous actions from replay, along the gradient of an action value."""

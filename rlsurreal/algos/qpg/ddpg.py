@@ -1,0 +1,144 @@
+"""Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971), and the base of TD3 and D4PG.
+
+critics:  loss of Q_k(s, a) against r + discount * min_k Q'_k(s', pi'(s') + clipped noise)
+policy:   -Q_1(s, pi(s))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlsurreal.agents import ModelSpec
+from rlsurreal.agents.policy import DeterministicAgent
+from rlsurreal.agents.return_heads import Expected, ReturnHead
+from rlsurreal.algos.off_policy import OffPolicy, Target
+from rlsurreal.algos.update import GradientStep
+from rlsurreal.models import CriticEnsemble
+from rlsurreal.ops.values import min_over_critics
+from rlsurreal.replays import ReplayRatio, Transitions
+from rlsurreal.structs import AgentInputs
+from rlsurreal.utils.namedarraytuple import Tree
+from rlsurreal.utils.schedules import Schedule, as_schedule
+
+CRITIC_METRICS = ("loss/value", "value/mean", "value/error", "update/critic_grad_norm")
+POLICY_METRICS = ("loss/policy", "update/policy_grad_norm")
+
+
+@dataclass(kw_only=True, eq=False)
+class DDPG(OffPolicy):
+    """Hyperparameters of DDPG, and of what was made of it."""
+
+    batch_size: int = 100
+    limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=100, min_steps=10_000))
+    learning_rate: float | Schedule = 1e-3  # of the policy
+    critic_learning_rate: float | Schedule = 1e-3
+    critic_l2: float = 0.0  # of the critics' parameters: half the sum of squares, times this
+    adam_eps: float = 1e-8
+    max_grad_norm: float = math.inf
+    critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble, kwargs={"num_critics": 1}))
+    head: ReturnHead = field(default_factory=lambda: Expected(delta_clip=None))
+    target_tau: float = 0.005  # how far target networks go in each step of theirs
+    policy_interval: int = 1  # updates from one step of the policy and the target networks to the next
+    target_noise: float = 0.0  # standard deviation, on the target policy's actions
+    target_noise_clip: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if not 0 < self.target_tau <= 1:
+            raise ValueError(f"{name}.target_tau is {self.target_tau}; it must lie in (0, 1]")
+        if self.policy_interval < 1:
+            raise ValueError(f"{name}.policy_interval is {self.policy_interval}; it must be at least 1")
+        for field_name in ("target_noise", "target_noise_clip", "critic_l2"):
+            if getattr(self, field_name) < 0:
+                raise ValueError(f"{name}.{field_name} is {getattr(self, field_name)}; it must be at least 0")
+        self._learning_rate_at = as_schedule(self.learning_rate)
+        self._critic_learning_rate_at = as_schedule(self.critic_learning_rate)
+
+    def _build(self, compiled: bool) -> None:
+        agent: DeterministicAgent = self._agent
+        critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
+        self._critics = critics.to(agent.device)
+        self.head.check(self._critics.num_atoms)
+        self._target, self._target_policy = Target(self._critics), Target(agent.module)
+        options: Any = {"max_grad_norm": self.max_grad_norm, "eps": self.adam_eps, "compile": compiled}
+        self._critic_step = GradientStep(
+            self._critics,
+            self._critic_loss,
+            len(CRITIC_METRICS) - 1,
+            reads=[self._target.module, self._target_policy.module],
+            extra=torch.zeros(self.batch_size, device=agent.device),
+            **options,
+        )
+        self._policy_step = GradientStep(
+            agent.module, self._policy_loss, len(POLICY_METRICS) - 1, reads=[self._critics], **options
+        )
+
+    def _update(self, batch: Transitions, progress: float) -> Tensor:
+        self._critic_step.learning_rate.fill_(self._critic_learning_rate_at(progress))
+        self._policy_step.learning_rate.fill_(self._learning_rate_at(progress))
+        self._critic_step(batch, self._noise(batch.action) if self.target_noise else None)
+        if (self._num_updates + 1) % self.policy_interval == 0:
+            self._policy_step(batch.observation)
+            self._target.follow(self.target_tau)
+            self._target_policy.follow(self.target_tau)
+        assert self._critic_step.extra is not None
+        return self._critic_step.extra
+
+    def _noise(self, like: Tensor) -> Tensor:
+        size = like.shape
+        return torch.randn(size, generator=self._generator, device=self._agent.device)
+
+    def _critic_loss(self, batch: Transitions, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, metrics in the order of `CRITIC_METRICS` (the gradient's norm is added later), and priorities."""
+        with torch.no_grad():
+            action = self._target_policy.module(AgentInputs(batch.next_observation), None)[0]
+            if noise is not None:
+                shift = (noise * self.target_noise).clamp(-self.target_noise_clip, self.target_noise_clip)
+                action = (action + shift).clamp(-1, 1)
+            next_values = self._target.module(batch.next_observation, action)
+            next_values = next_values[0] if len(next_values) == 1 else min_over_critics(next_values)
+        values = self._critics(batch.observation, batch.action)
+        found = [self.head.loss(each, next_values, batch.reward, batch.discount) for each in values]
+        loss = (batch.weight * torch.stack([each for each, _ in found]).sum(0)).mean()
+        error = torch.stack([each for _, each in found]).mean(0)
+        if self.critic_l2:
+            loss = loss + self.critic_l2 / 2 * sum(p.square().sum() for p in self._critics.parameters())
+        value = self.head.expected(values).mean()
+        return loss, torch.stack([loss, value, error.mean()]).detach(), error
+
+    def _policy_loss(self, observation: Tree) -> tuple[Tensor, Tensor]:
+        """Loss, and it alone as metrics."""
+        agent: DeterministicAgent = self._agent
+        action = agent.learn(AgentInputs(observation))
+        loss = -self.head.expected(self._critics(observation, action)[0]).mean()
+        return loss, loss.detach().unsqueeze(0)
+
+    def _take_metrics(self) -> dict[str, Any]:
+        critic = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
+        return critic | dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the agent."""
+        return {
+            **super().state_dict(),
+            "critics": self._critic_step.flat.clone(),
+            "critic_optimizer": self._critic_step.state_dict(),
+            "target": self._target.state_dict(),
+            "policy_optimizer": self._policy_step.state_dict(),
+            "target_policy": self._target_policy.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
+        self._critic_step.flat.copy_(state["critics"])
+        self._critic_step.load_state_dict(state["critic_optimizer"])
+        self._target.load_state_dict(state["target"])
+        self._policy_step.load_state_dict(state["policy_optimizer"])
+        self._target_policy.load_state_dict(state["target_policy"])

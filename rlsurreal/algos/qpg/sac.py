@@ -1,0 +1,155 @@
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905): a random policy that is rewarded for its entropy.
+
+critics:      (Q_k(s, a) - y)^2 / 2,  y = r + discount * (min_k Q'_k(s', a') - alpha log pi(a'|s'))
+policy:       alpha log pi(a|s) - min_k Q_k(s, a)
+temperature:  -log alpha (log pi(a|s) + target_entropy)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlsurreal.agents import ModelSpec
+from rlsurreal.agents.policy import PolicyAgent
+from rlsurreal.algos.off_policy import OffPolicy, Target
+from rlsurreal.algos.update import GradientStep
+from rlsurreal.models import CriticEnsemble
+from rlsurreal.ops.values import min_over_critics, temperature_loss
+from rlsurreal.replays import ReplayRatio, Transitions
+from rlsurreal.structs import AgentInputs, Noise
+from rlsurreal.utils.namedarraytuple import Tree
+from rlsurreal.utils.schedules import Schedule, as_schedule
+
+CRITIC_METRICS = ("loss/value", "value/mean", "value/error", "update/critic_grad_norm")
+POLICY_METRICS = ("loss/policy", "policy/entropy", "policy/temperature", "update/policy_grad_norm")
+
+
+@dataclass(kw_only=True, eq=False)
+class SAC(OffPolicy):
+    """Hyperparameters of SAC."""
+
+    limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=256, min_steps=5_000))
+    learning_rate: float | Schedule = 3e-4
+    adam_eps: float = 1e-8
+    max_grad_norm: float = math.inf
+    critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble))
+    target_tau: float = 0.005  # how far target networks go in each update
+    temperature: float | Literal["auto"] = "auto"
+    target_entropy: float | Literal["auto"] = "auto"  # in nats; "auto": minus the number of action dimensions
+    initial_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.target_tau <= 1:
+            raise ValueError(f"SAC.target_tau is {self.target_tau}; it must lie in (0, 1]")
+        if self.temperature != "auto" and not self.temperature >= 0:
+            raise ValueError(f"SAC.temperature is {self.temperature}; it must be 'auto', or at least 0")
+        if not self.initial_temperature > 0:
+            raise ValueError(f"SAC.initial_temperature is {self.initial_temperature}; it must be positive")
+        self._learning_rate_at = as_schedule(self.learning_rate)
+
+    def _build(self, compiled: bool) -> None:
+        agent: PolicyAgent = self._agent
+        self._critics = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
+        self._critics.to(agent.device)
+        self._target = Target(self._critics)
+        self._dim = agent.noise_spec.normal
+        self._entropy = -float(self._dim) if self.target_entropy == "auto" else self.target_entropy
+        start = self.initial_temperature if self.temperature == "auto" else self.temperature
+        self._actor = _Actor(agent.module, start, learns=self.temperature == "auto").to(agent.device)
+        options: Any = {"max_grad_norm": self.max_grad_norm, "eps": self.adam_eps, "compile": compiled}
+        self._critic_step = GradientStep(
+            self._critics,
+            self._critic_loss,
+            len(CRITIC_METRICS) - 1,
+            reads=[self._target.module, self._actor],
+            extra=torch.zeros(self.batch_size, device=agent.device),
+            **options,
+        )
+        self._policy_step = GradientStep(
+            self._actor, self._policy_loss, len(POLICY_METRICS) - 1, reads=[self._critics], **options
+        )
+
+    def _update(self, batch: Transitions, progress: float) -> Tensor:
+        rate = self._learning_rate_at(progress)
+        for step in (self._critic_step, self._policy_step):
+            step.learning_rate.fill_(rate)
+        noise = torch.randn(2, self.batch_size, self._dim, generator=self._generator, device=self._agent.device)
+        self._critic_step(batch, noise[0])
+        self._policy_step(batch.observation, noise[1])
+        self._target.follow(self.target_tau)
+        assert self._critic_step.extra is not None
+        return self._critic_step.extra
+
+    def _critic_loss(self, batch: Transitions, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, metrics in the order of `CRITIC_METRICS` (the gradient's norm is added later), and priorities."""
+        with torch.no_grad():
+            action, log_prob = self._act(batch.next_observation, noise)
+            value = min_over_critics(self._target.module(batch.next_observation, action))
+            target = batch.reward + batch.discount * (value - self._actor.temperature * log_prob)
+        values = self._critics(batch.observation, batch.action)
+        errors = values - target
+        loss = (batch.weight * errors.square().sum(0)).mean() / 2
+        error = errors.detach().abs().mean(0)
+        return loss, torch.stack([loss, values.mean(), error.mean()]).detach(), error
+
+    def _policy_loss(self, observation: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of policy and temperature, metrics in the order of `POLICY_METRICS` (less the gradient's norm)."""
+        action, log_prob = self._act(observation, noise)
+        value = min_over_critics(self._critics(observation, action))
+        temperature = self._actor.temperature.detach()
+        loss = (temperature * log_prob - value).mean()
+        whole = loss
+        if self._actor.learns:
+            whole = loss + temperature_loss(self._actor.log_temperature, log_prob, self._entropy)
+        return whole, torch.stack([loss, -log_prob.mean(), temperature]).detach()
+
+    def _act(self, observation: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
+        agent: PolicyAgent = self._agent
+        params = agent.learn(AgentInputs(observation))
+        return agent.distribution.sample_with_log_prob(params, Noise(normal=noise))
+
+    def _take_metrics(self) -> dict[str, Any]:
+        critic = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
+        return critic | dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, besides the agent."""
+        return {
+            **super().state_dict(),
+            "critics": self._critic_step.flat.clone(),
+            "critic_optimizer": self._critic_step.state_dict(),
+            "target": self._target.state_dict(),
+            "policy_optimizer": self._policy_step.state_dict(),
+            "log_temperature": self._actor.log_temperature.detach().clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
+        self._critic_step.flat.copy_(state["critics"])
+        self._critic_step.load_state_dict(state["critic_optimizer"])
+        self._target.load_state_dict(state["target"])
+        self._policy_step.load_state_dict(state["policy_optimizer"])
+        with torch.no_grad():
+            self._actor.log_temperature.copy_(state["log_temperature"])
+
+
+class _Actor(nn.Module):
+    """The policy with its temperature: one optimizer's parameters."""
+
+    def __init__(self, policy: nn.Module, temperature: float, learns: bool) -> None:
+        super().__init__()
+        self.policy, self.learns = policy, learns
+        start = torch.tensor(math.log(temperature) if temperature > 0 else -math.inf)
+        self.log_temperature = nn.Parameter(start, requires_grad=learns)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Above 0, or 0 if fixed to that."""
+        return self.log_temperature.exp()

@@ -1,0 +1,240 @@
+"""What all algorithms that learn from replay have in common, each on a tiny task."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, PolicyAgent, QAgent, Quantile
+from rlsurreal.algos import D4PG, DDPG, DQN, R2D2, SAC, TD3
+from rlsurreal.algos.off_policy import Target
+from rlsurreal.envs import GymnasiumEnv
+from rlsurreal.models import CriticEnsemble, DeterministicPolicy, GaussianPolicy, QNetwork
+from rlsurreal.replays import NStep, Prioritized, Replay, ReplayRatio, Windows
+from rlsurreal.runners import CheckpointPolicy, Trainer
+from rlsurreal.samplers import ParallelSampler, SerialSampler
+from rlsurreal.structs import BatchSpec
+
+torch.set_num_threads(1)
+BATCH = BatchSpec(4, 2)
+SMALL: Any = {"hidden_sizes": (8,)}
+
+
+def q_agent(head: Any = None, **kwargs: Any) -> QAgent:
+    settings = {} if head is None else {"head": head}
+    return QAgent(model=ModelSpec(cls=QNetwork, kwargs={**SMALL, **kwargs}), epsilon=0.1, **settings)
+
+
+def settings(**own: Any) -> dict[str, Any]:
+    replay = own.pop("replay", None) or Replay(capacity=400, selector=Prioritized(), extractor=NStep(num_steps=3))
+    return {
+        "batch_size": 8,
+        "replay": replay,
+        "limiter": ReplayRatio(ratio=3, min_steps=20),
+        "save_replay": True,
+        **own,
+    }
+
+
+def critic(**kwargs: Any) -> ModelSpec:
+    return ModelSpec(cls=CriticEnsemble, kwargs={**SMALL, **kwargs})
+
+
+def policy_agent() -> PolicyAgent:
+    return PolicyAgent(model=ModelSpec(cls=GaussianPolicy, kwargs=SMALL))
+
+
+def deterministic_agent() -> DeterministicAgent:
+    model = ModelSpec(cls=DeterministicPolicy, kwargs=SMALL)
+    return DeterministicAgent(model=model, process="ornstein_uhlenbeck", noise_spread=1.0)
+
+
+def sequences() -> Replay:
+    return Replay(
+        capacity=400, selector=Prioritized(), extractor=Windows(burn_in=2, num_steps=4, num_ahead=2, interval=2)
+    )
+
+
+CARTPOLE, PENDULUM = "CartPole-v1", "Pendulum-v1"
+CASES: dict[str, Any] = {
+    "dqn": (CARTPOLE, q_agent, lambda: DQN(**settings(target_interval=2))),
+    "rainbow": (
+        CARTPOLE,
+        lambda: q_agent(Categorical(-5, 5), num_atoms=7, dueling=True, noisy=True),
+        lambda: DQN(**settings(target_interval=2)),
+    ),
+    "qr-dqn": (CARTPOLE, lambda: q_agent(Quantile(), num_atoms=7), lambda: DQN(**settings(double=False))),
+    "iqn": (CARTPOLE, lambda: q_agent(Quantile(), num_cosines=8), lambda: DQN(**settings())),
+    "r2d2": (
+        CARTPOLE,
+        lambda: q_agent(recurrent="lstm", recurrent_size=5),
+        lambda: R2D2(**settings(replay=sequences(), limiter=ReplayRatio(ratio=12, min_steps=40))),
+    ),
+    "sac": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), **settings())),
+    "sac-fixed": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), temperature=0.2, **settings())),
+    "ddpg": (
+        PENDULUM,
+        deterministic_agent,
+        lambda: DDPG(critic=critic(num_critics=1), critic_l2=1e-2, max_grad_norm=1.0, **settings()),
+    ),
+    "td3": (PENDULUM, deterministic_agent, lambda: TD3(critic=critic(), **settings())),
+    "d4pg": (
+        PENDULUM,
+        deterministic_agent,
+        lambda: D4PG(critic=critic(num_critics=1, num_atoms=7), head=Categorical(-50, 0), **settings()),
+    ),
+}
+EVERY = pytest.mark.parametrize("name", CASES)
+
+
+def sampler_of(env_id: str) -> SerialSampler:
+    return SerialSampler(
+        env=GymnasiumEnv(factory=env_id, kwargs={"max_episode_steps": 9}), batch=BATCH, state_interval=2
+    )
+
+
+class Run:
+    """Sampler, agent and algorithm, driven by hand."""
+
+    def __init__(self, name: str, compile: Any = "off") -> None:
+        env_id, make_agent, make_algo = CASES[name]
+        self.sampler, self.agent, self.algo = sampler_of(env_id), make_agent(), make_algo()
+        self.agent.initialize(self.sampler.connect(seed=3), seed=1)
+        self.algo.initialize(self.agent, BATCH, seed=2, compile=compile)
+        self.sampler.initialize(self.agent, discount=self.algo.discount)
+        self.num_steps = 0
+
+    def advance(self, num_iterations: int) -> list[dict[str, Any]]:
+        metrics = []
+        for _ in range(num_iterations):
+            samples = self.sampler.obtain()
+            self.num_steps += int(samples.env.valid[:-1].sum())
+            metrics.append({key: float(value) for key, value in self.algo.update(samples, 0.5).items()})
+            self.sampler.release(samples)
+        return metrics
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        own = {f"agent.{name}": tensor for name, tensor in self.agent.tensors().items()}
+        return own | flatten("algo", {k: v for k, v in self.algo.state_dict().items() if k != "replay"})
+
+
+def flatten(prefix: str, tree: Any) -> dict[str, torch.Tensor]:
+    if isinstance(tree, dict):
+        return {name: t for key, value in tree.items() for name, t in flatten(f"{prefix}.{key}", value).items()}
+    return {prefix: tree.clone()} if isinstance(tree, torch.Tensor) else {}
+
+
+@EVERY
+def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name):
+    run = Run(name)
+    before = {key: tensor.clone() for key, tensor in run.agent.tensors().items()}
+    metrics = run.advance(30)
+    after = run.agent.tensors()
+    moved = {key for key in before if before[key].is_floating_point() and not torch.equal(before[key], after[key])}
+    assert {name for name, _ in run.agent.module.named_parameters()} <= moved
+    assert all(math.isfinite(value) for value in metrics[-1].values())
+    limiter, rows = run.algo.limiter, run.algo._rows_per_item
+    wanted = (run.num_steps - limiter.min_steps) * limiter.ratio / (run.algo.batch_size * rows)
+    assert run.algo._num_updates == int(wanted) > 5
+    assert metrics[-1]["replay/ratio"] == pytest.approx(limiter.ratio, rel=0.2)
+
+
+@EVERY
+def test_nothing_is_learned_before_there_is_enough(name):
+    run = Run(name)
+    before = {key: tensor.clone() for key, tensor in run.tensors().items() if "exploration" not in key}
+    run.advance(2)  # 16 steps at most
+    after = run.tensors()
+    assert all(torch.equal(before[key], after[key]) for key in before if "limiter" not in key)
+
+
+@EVERY
+def test_target_networks_equal_the_networks_at_the_start(name):
+    algo = Run(name).algo
+    targets = [value for value in vars(algo).values() if isinstance(value, Target)]
+    assert targets
+    for target in targets:
+        assert torch.equal(target._flat, target._online)
+        assert target._flat.data_ptr() != target._online.data_ptr()
+        target._online.add_(1.0)
+        assert not torch.equal(target._flat, target._online), "they are copies"
+        target.follow(0.25)
+        torch.testing.assert_close(target._online - target._flat, torch.full_like(target._flat, 0.75))
+        own = next(iter(target.module.parameters()))
+        assert own.data_ptr() == target._flat.data_ptr(), "the network is what follows"
+
+
+@EVERY
+def test_a_resumed_run_equals_an_uninterrupted_one(name):
+    whole, first, second = Run(name), Run(name), Run(name)
+    whole.advance(12)
+    first.advance(7)
+    saved = {"agent": first.agent.state_dict(), "algo": first.algo.state_dict(), "sampler": first.sampler.get_state()}
+    second.agent.load_state_dict(saved["agent"])
+    second.algo.load_state_dict(saved["algo"])
+    assert second.sampler.set_state(saved["sampler"])
+    second.advance(5)
+    ours, theirs = second.tensors(), whole.tensors()
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+@pytest.mark.compiles
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "r2d2"])
+def test_compiled_updates_equal_eager_ones(name):
+    eager, compiled = Run(name), Run(name, compile="on")
+    ours, theirs = compiled.advance(8), eager.advance(8)
+    steps = [value for key, value in vars(compiled.algo).items() if key.endswith("_step")]
+    assert steps and all(step._compiled is not None for step in steps)
+    found, expected = compiled.tensors(), eager.tensors()
+    for key in expected:
+        torch.testing.assert_close(
+            found[key], expected[key], rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+        )
+    for own, other in zip(ours, theirs, strict=True):
+        assert own == pytest.approx(other, rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["dqn", "r2d2", "sac", "td3"])
+def test_workers_and_checkpoints(name, tmp_path):
+    env_id, make_agent, make_algo = CASES[name]
+
+    def trainer(steps: int) -> Trainer:
+        return Trainer(
+            agent=make_agent(),
+            algo=make_algo(),
+            sampler=ParallelSampler(env=GymnasiumEnv(factory=env_id), batch=BATCH, num_workers=2, state_interval=2),
+            total_env_steps=steps,
+            log_interval_steps=40,
+            root=str(tmp_path),
+            checkpoints=CheckpointPolicy(interval_steps=100),
+            console="off",
+            tensorboard=False,
+        )
+
+    folder = trainer(200).train()
+    assert trainer(400).train(resume=folder) == folder
+    lines = (folder / "progress.csv").read_text().splitlines()
+    assert "replay/ratio" in lines[0] and len(lines) > 5
+
+
+def test_bad_settings_are_refused():
+    for algo, own, message in [
+        (DQN, {"target_interval": 0}, "DQN.target_interval is 0"),
+        (DQN, {"target_tau": 0.0}, "DQN.target_tau"),
+        (DQN, {"batch_size": 0}, "DQN.batch_size is 0"),
+        (SAC, {"temperature": -1.0}, "SAC.temperature is -1"),
+        (TD3, {"policy_interval": 0}, "TD3.policy_interval is 0"),
+        (TD3, {"target_noise": -0.1}, "TD3.target_noise is -0.1"),
+        (R2D2, {"replay": Replay()}, "Windows"),
+        (R2D2, {"eta": 2.0}, "R2D2.eta is 2"),
+        (DDPG, {"discount": 1.5}, "DDPG.discount is 1.5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            algo(**own)
