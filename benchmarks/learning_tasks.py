@@ -192,7 +192,7 @@ TASKS = {
     "recall-lstm": LearningTask(recall("lstm"), num_seeds=3, target=1.0),
     "recall-none": LearningTask(recall(None), num_seeds=3, target=0.25),
     "halfcheetah": LearningTask(
-        halfcheetah, num_seeds=10, target=4000, peer="sb3", num_peer_seeds=10, peer_settings=HALFCHEETAH
+        halfcheetah, num_seeds=16, target=4000, peer="sb3", num_peer_seeds=16, peer_settings=HALFCHEETAH
     ),
     "pong": LearningTask(pong, num_seeds=2, target=1.5, metric="last 100 games less the first 100", gain=True),
 }

@@ -1,4 +1,4 @@
-"""From observations of any space to one vector.  Called by `rlsurreal.models.actor_critic`."""
+"""From observations of any space to one vector.  Called by `rlsurreal.models.trunk`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent layers with resets inside a sequence.  Called by `rlsurreal.models.actor_critic`.
+"""Recurrent layers with resets inside a sequence.  Called by `rlsurreal.models.trunk`.
 
 State is an argument and a result, its tensors ``[B, H]``: batch first, as collectors and servers slice it by
 environment.
