@@ -19,10 +19,11 @@ from benchmarks.peers import null_env
 from benchmarks.peers.gate import Gate
 from benchmarks.tasks import Settings
 from benchmarks.turns import WARNING_MARK
-from rlsurreal.agents import ActorCriticAgent, ModelSpec
-from rlsurreal.algos import PPO
+from rlsurreal.agents import ActorCriticAgent, ModelSpec, PolicyAgent, QAgent
+from rlsurreal.algos import DQN, PPO, SAC
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
-from rlsurreal.models import ActorCritic
+from rlsurreal.models import ActorCritic, CriticEnsemble, GaussianPolicy
+from rlsurreal.replays import FrameStorage, Replay, ReplayRatio
 from rlsurreal.samplers import InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 
@@ -50,8 +51,12 @@ def make_python_env(env_id: str) -> GymnasiumEnv:
     return GymnasiumEnv(factory=null_env.NullEnv if env_id == null_env.ID else env_id)
 
 
-def make_agent(settings: Settings) -> ActorCriticAgent:
-    """Two networks for vectors, one Nature CNN with two heads for images."""
+def make_agent(settings: Settings) -> Any:
+    """PPO: two networks for vectors, one Nature CNN with two heads for images.  SAC, DQN: those of the recipes."""
+    if settings["algo"] == "sac":
+        return PolicyAgent(model=ModelSpec(cls=GaussianPolicy, kwargs={"hidden_sizes": settings["hidden_sizes"]}))
+    if settings["algo"] == "dqn":
+        return QAgent(epsilon=settings["epsilon"])
     kwargs: dict[str, Any] = {
         "normalize_observation": settings.get("normalize", False),
         "precision": settings.get("precision", "float32"),
@@ -61,8 +66,10 @@ def make_agent(settings: Settings) -> ActorCriticAgent:
     return ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs), init_std=settings["init_std"])
 
 
-def make_algo(settings: Settings) -> PPO:
-    """PPO with the same hyperparameters as the peers'."""
+def make_algo(settings: Settings) -> Any:
+    """With the same hyperparameters as the peers'."""
+    if settings["algo"] in ("sac", "dqn"):
+        return make_replayed(settings)
     num_rows = settings["num_steps"] * settings["num_envs"]
     same = "discount gae_lambda learning_rate clip_range entropy_coeff value_loss_coeff max_grad_norm num_epochs"
     return PPO(
@@ -72,7 +79,20 @@ def make_algo(settings: Settings) -> PPO:
     )
 
 
-def build(settings: Settings) -> tuple[Any, ActorCriticAgent, PPO]:
+def make_replayed(settings: Settings) -> Any:
+    """SAC or DQN."""
+    same = {name: settings[name] for name in ("batch_size", "discount", "learning_rate")}
+    ratio = settings["updates_per_step"] * settings["batch_size"]
+    limiter = ReplayRatio(ratio=ratio, min_steps=settings["min_steps"])
+    if settings["algo"] == "dqn":
+        replay = Replay(capacity=settings["capacity"], storage=FrameStorage())
+        return DQN(double=False, target_interval=settings["target_interval"], replay=replay, limiter=limiter, **same)
+    critic = ModelSpec(cls=CriticEnsemble, kwargs={"hidden_sizes": settings["hidden_sizes"]})
+    replay = Replay(capacity=settings["capacity"])
+    return SAC(critic=critic, target_tau=settings["tau"], replay=replay, limiter=limiter, **same)
+
+
+def build(settings: Settings) -> tuple[Any, Any, Any]:
     """Sampler, agent and algorithm, ready."""
     sampler, agent, algo = make_sampler(settings), make_agent(settings), make_algo(settings)
     agent.initialize(sampler.connect(seed=settings["seed"]), seed=settings["seed"], device=settings["device"])

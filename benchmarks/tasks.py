@@ -13,6 +13,7 @@ from typing import Any
 Settings = dict[str, Any]
 
 _PPO: Settings = {
+    "algo": "ppo",
     "discount": 0.99,
     "gae_lambda": 0.95,
     "learning_rate": 3e-4,
@@ -46,6 +47,12 @@ class Task:
 def _ppo(env_id: str, num_envs: int, num_steps: int, num_epochs: int, minibatch_size: int, **more: Any) -> Settings:
     sizes = {"num_envs": num_envs, "num_steps": num_steps, "num_epochs": num_epochs, "minibatch_size": minibatch_size}
     return {**_PPO, "env_id": env_id, **sizes, **more}
+
+
+def _replayed(algo: str, env_id: str, **more: Any) -> Settings:
+    """One environment, or a few, and learning from replay; updates begin after a thousand steps."""
+    own = {"algo": algo, "env_id": env_id, "discount": 0.99, "min_steps": 1_000, "num_threads": 2, "seed": 1}
+    return {**own, **more}
 
 
 _MUJOCO_OURS: dict[str, Settings] = {"gymnasium": {"sampler": "workers"}, "EnvPool": {"sampler": "envpool"}}
@@ -94,6 +101,23 @@ TRAIN: dict[str, Task] = {
             "served, bfloat16": {"sampler": "served", "precision": "bfloat16"},
             "served in two groups, float32": {"sampler": "served in two groups"},
         },
+    ),
+}
+
+TRAIN |= {
+    "W2": Task(
+        "W2 SAC HalfCheetah-v5, 256x256, batch 256, an update each step",
+        _replayed("sac", "HalfCheetah-v5", num_envs=1, num_steps=1, batch_size=256, updates_per_step=1.0)
+        | {"hidden_sizes": [256, 256], "learning_rate": 3e-4, "tau": 0.005, "capacity": 1_000_000},
+        {"2 threads": {"sampler": "serial"}, "1 thread": {"sampler": "serial", "num_threads": 1}},
+        {"sb3": _DUMMY, "sbx": _DUMMY},
+    ),
+    "W4": Task(
+        "W4 DQN Pong, Nature CNN, batch 32, an update every 4 steps",
+        _replayed("dqn", "Pong", num_envs=1, num_steps=4, batch_size=32, updates_per_step=0.25)
+        | {"learning_rate": 1e-4, "capacity": 100_000, "target_interval": 250, "epsilon": 0.05},
+        {"one environment": {"sampler": "serial"}, "8 workers": {"sampler": "workers", "num_envs": 8}},
+        {"sb3": _DUMMY},
     ),
 }
 

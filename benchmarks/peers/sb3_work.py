@@ -26,8 +26,35 @@ def make_envs(settings: dict[str, Any]) -> Any:
     return VecNormalize(envs, gamma=settings["discount"]) if settings.get("normalize") else envs
 
 
+def make_replayed(cls: Any, settings: dict[str, Any]) -> Any:
+    """SAC or DQN with the settings, by Stable-Baselines3's names."""
+    own: dict[str, Any] = {"policy_kwargs": {"net_arch": settings["hidden_sizes"]}, "tau": settings["tau"]}
+    if settings["algo"] == "dqn":
+        own = {
+            "exploration_fraction": 1e-9,
+            "exploration_final_eps": settings["epsilon"],
+            "target_update_interval": settings["target_interval"] * settings["num_steps"],  # they count steps
+        }
+    return cls(
+        "CnnPolicy" if settings["env_id"] == "Pong" else "MlpPolicy",
+        make_envs(settings),
+        seed=settings["seed"],
+        learning_rate=settings["learning_rate"],
+        buffer_size=settings["capacity"],
+        learning_starts=settings["min_steps"],
+        batch_size=settings["batch_size"],
+        gamma=settings["discount"],
+        train_freq=settings["num_steps"],
+        gradient_steps=round(settings["num_steps"] * settings["updates_per_step"]),
+        device=settings["device"],
+        **own,
+    )
+
+
 def make_model(cls: Any, settings: dict[str, Any], **more: Any) -> Any:
     """PPO with the settings, by Stable-Baselines3's names."""
+    if settings.get("algo", "ppo") != "ppo":
+        return make_replayed(cls, settings)
     size = settings["hidden_sizes"]
     is_image = settings["env_id"] == "Pong"
     policy = more.pop("policy_kwargs", None) or (
@@ -142,9 +169,13 @@ def learn(cls: Any, settings: dict[str, Any], version: str) -> None:
     print(json.dumps(result))
 
 
-def main(cls: Any, version: str, pooled: dict[str, Any] | None = None) -> None:
-    """Do what the command line says; ``pooled``: policy settings for sampling images with a small network."""
+def main(classes: dict[str, Any], version: str, pooled: dict[str, Any] | None = None) -> None:
+    """Do what the command line says.
+
+    ``classes``: by the name of the algorithm; ``pooled``: policy settings for sampling images with a small network.
+    """
     settings = json.loads(sys.argv[1])
+    cls = classes[settings.get("algo", "ppo")]
     torch.set_num_threads(settings["num_threads"])
     if settings["what"] == "sampling":
         sample(cls, settings, version, pooled if settings["env_id"] == "Pong" else None)

@@ -10,6 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from rlsurreal.utils import config
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -36,6 +38,9 @@ def test_every_example_is_tested_here():
         "2_parallel.py",
         "3_custom_env_and_model.py",
         "4_recurrent_ppo.py",
+        "5_dqn_pong.py",
+        "6_sac.py",
+        "7_r2d2.py",
     ]
 
 
@@ -59,6 +64,27 @@ def test_4_recurrent_ppo(tmp_path):
     example = load("4_recurrent_ppo.py")
     assert mean_return(example.make_trainer("lstm", 60_000), tmp_path) > 0.9
     assert mean_return(example.make_trainer(None, 30_000), tmp_path) < 0.9
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["dqn", "rainbow"])
+def test_5_dqn_pong(kind, tmp_path):
+    trainer = load("5_dqn_pong.py").make_trainer(kind, 1_200, min_steps=800)
+    trainer.algo.replay = load("5_dqn_pong.py").make_replay(kind, 2_000)
+    mean_return(trainer, tmp_path)
+    assert trainer.algo.limiter.num_items >= 0.95 * 400 * 8
+
+
+def test_6_sac(tmp_path):
+    small = {"algo.batch_size": 64, "algo.limiter.ratio": 64.0}  # so that it takes half a minute
+    trainer = config.override(load("6_sac.py").make_trainer(total_env_steps=6_000), small)
+    assert mean_return(trainer, tmp_path) > -700  # at random about -1200
+
+
+def test_7_r2d2(tmp_path):
+    example = load("7_r2d2.py")
+    assert mean_return(example.make_trainer("r2d2"), tmp_path) > 0.9
+    assert mean_return(example.make_trainer("dqn", 10_000), tmp_path) < 0.9
 
 
 @pytest.mark.processes
