@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import compare, everything, learning, memory, rows, sampling, serving, train, update
+from benchmarks import compare, everything, learning, memory, replay, rows, sampling, serving, train, update
 from benchmarks.turns import ContestantError
 
 _MEASURING = {
@@ -21,6 +21,7 @@ _MEASURING = {
     "update": update,
     "train": train,
     "learning": learning,
+    "replay": replay,
     "serving": serving,
     "memory": memory,
     "all": everything,

@@ -123,6 +123,7 @@ def contest(
     progress: Progress,
     *,
     limit: Contestant | None = None,
+    with_memory: bool = False,
 ) -> list[Row]:
     """The rows of one task: ours against the best peers in turns, and against the others' one turn.
 
@@ -135,6 +136,7 @@ def contest(
         plan: see `Plan`.
         progress: told of everything.
         limit: measured in the same turns, for rows of its own.
+        with_memory: add rows of the memory that the finalists' processes hold.
     """
     before = plan.kept(f"{name}-rows")
     if before is not None:
@@ -146,7 +148,7 @@ def contest(
     working = sorted(screened, key=lambda key: -screened[key]["rate"])
     finalists = {peers[key].title: Process(peers[key]) for key in working[:NUM_FINALISTS]}
     limits = {} if limit is None else {"limit": limit}
-    rates = _final({**limits, **ours}, finalists, unit, plan, progress)
+    rates, memory = _final({**limits, **ours}, finalists, unit, plan, progress)
     rows = []
     for variant in ours:
         median = statistics.median(rates[variant])
@@ -156,6 +158,11 @@ def contest(
         for key in working[NUM_FINALISTS:]:
             against, rate = f"{peers[key].title} {screened[key]['version']} (screened once)", screened[key]["rate"]
             rows.append(Row(title, variant, unit, median, against, rate, median / rate))
+        for peer in finalists if with_memory else ():
+            if peer in memory:
+                own, theirs = memory[variant], memory[peer]
+                against = f"{peer} {finalists[peer].version}"
+                rows.append(Row(title, f"{variant}, memory", "MB", own, against, theirs, theirs / own))
         if not rows:
             rows.append(Row(title, variant, unit, median, "nobody", math.nan, math.nan))
     plan.keep(f"{name}-rows", [to_json(row) for row in rows])
@@ -192,8 +199,8 @@ def _screen(
 
 def _final(
     ours: Mapping[str, Contestant], peers: Mapping[str, Process], unit: str, plan: Plan, progress: Progress
-) -> dict[str, list[float]]:
-    """Everybody's rates, in turns; without those peers that fail to start."""
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Everybody's rates, in turns, and the memory of processes; without those peers that fail to start."""
     contestants: dict[str, Contestant] = {}
     try:
         for title, contestant in {**ours, **peers}.items():
@@ -212,7 +219,8 @@ def _final(
                         progress.warn_once(f"{title}: {warning}")
                     progress.say(f"{title} {contestant.version}: ready after {contestant.warm_up_s:.0f} s")
             progress.spend(START_S)
-        return take_turns(contestants, plan.rounds, plan.seconds, unit, progress)
+        rates = take_turns(contestants, plan.rounds, plan.seconds, unit, progress)
+        return rates, {key: each.memory_mb() for key, each in contestants.items() if isinstance(each, Process)}
     finally:
         for contestant in contestants.values():
             contestant.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -140,6 +141,14 @@ class Process:
                 continue
             total += times.user + times.system
         return total
+
+    def memory_mb(self) -> float:
+        """Resident memory of the process, without its children; NaN if it does not run."""
+        if self._process is None:
+            return math.nan
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return float(psutil.Process(self._process.pid).memory_info().rss / 1e6)
+        return math.nan
 
     def close(self) -> None:
         """End the process and whatever it started."""

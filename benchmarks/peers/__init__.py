@@ -59,6 +59,9 @@ PEERS = {
         whole_runs=True,
     ),
     "torchrl": Peer("TorchRL", (_TORCH, "torchrl==0.14.1", *_ENVS), _HERE / "run_torchrl.py", "torchrl"),
+    "tianshou": Peer(
+        "Tianshou", (_TORCH, "tianshou==2.0.1", *_ENVS), _HERE / "replay_tianshou.py", "tianshou", devices=("cpu",)
+    ),
     "envpool": _plain_torch("EnvPool", "run_vector_envs.py"),
     "gymnasium": _plain_torch("Gymnasium vector envs", "run_vector_envs.py"),
 }

@@ -89,7 +89,9 @@ class OffPolicy:
         """Take in a slot, and make the updates that are due.  Metrics of these, if there were any."""
         self.replay.append(samples, self._first_priority())
         self.limiter.appended(int(samples.env.valid[: self._batch.num_steps].sum()))
-        self._agent.explore(progress, self._num_envs, at_random=not self.limiter.has_begun)
+        # A resumed run fills its replay with what the agent does by now.
+        at_random = self._num_updates == 0 and not self.limiter.has_begun
+        self._agent.explore(progress, self._num_envs, at_random=at_random)
         num_updates = self.limiter.take(self.batch_size * self._rows_per_item)
         for _ in range(num_updates):
             batch, ticket = self.replay.sample(self.batch_size, progress)
