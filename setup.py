@@ -12,6 +12,8 @@ version = re.findall(
 atari = ["ale-py>=0.11", "opencv-python-headless"]
 envpool = ["envpool>=1.2"]  # for Python 3.11 and newer
 dm_control = ["shimmy[dm-control]>=2.0", "mujoco<4"]  # dm_control 1.0.50 does not load with MuJoCo 4
+minatar = ["minatar>=1.0.15"]
+robotics = ["gymnasium-robotics>=1.4"]
 plot = ["matplotlib"]
 video = ["imageio[ffmpeg]"]
 test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
@@ -38,6 +40,8 @@ setup(
         "atari": atari,
         "envpool": envpool,
         "dm-control": dm_control,
+        "minatar": minatar,
+        "robotics": robotics,
         "plot": plot,
         "video": video,
         "dev": atari + [f"{name}; python_version >= '3.11'" for name in envpool] + plot + video + test,

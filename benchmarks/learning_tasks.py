@@ -10,12 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import rlsurreal
+from benchmarks.learning_replayed import OFF_POLICY
+from benchmarks.learning_task import LearningTask, serially
 from rlsurreal import recipes
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
@@ -27,21 +28,6 @@ from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import RecallEnv
 from rlsurreal.utils import config
 from rlsurreal.utils.schedules import Linear
-
-
-@dataclass(frozen=True)
-class LearningTask:
-    """One experiment over seeds."""
-
-    make: Callable[[int], Trainer]
-    num_seeds: int
-    target: float
-    metric: str = "return of the last 100 games"
-    peer: str | None = None
-    num_peer_seeds: int = 3
-    peer_settings: dict[str, Any] = field(default_factory=dict)
-    gain: bool = False  # the result is the last 100 games' mean less that of the first 100
-    curve_rows: int = 100
 
 
 def train(name: str, seed: int) -> dict[str, Any]:
@@ -61,7 +47,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
         games = RecordedGames(trainer)
         folder = trainer.train()
         curve = read_curve(folder)
-    final = games.mean_of_last(100)
+    final = games.mean_of_last(task.num_games)
     return {
         "task": name,
         "seed": seed,
@@ -105,15 +91,6 @@ def read_curve(folder: Path) -> list[tuple[int, float]]:
         rows = list(csv.DictReader(file))
     column = "score/mean" if rows and "score/mean" in rows[-1] else "return/mean"
     return [(int(row["step"]), round(float(row[column]), 2)) for row in rows if row.get(column)]
-
-
-def serially(trainer: Trainer) -> Trainer:
-    """The same experiment in one process: as many runs side by side as there are cores."""
-    old: Any = trainer.sampler
-    sampler = SerialSampler(
-        env=old.env, batch=old.batch, max_decorrelation_steps=old.max_decorrelation_steps, evaluation=old.evaluation
-    )
-    return config.override(trainer, {"sampler": sampler})
 
 
 # The same for us and for the peer; what they mean is in `halfcheetah` here and in the peer's script.
@@ -187,7 +164,7 @@ def recall(recurrent: str | None) -> Callable[[int], Trainer]:
     return make
 
 
-TASKS = {
+TASKS = OFF_POLICY | {
     "cartpole": LearningTask(cartpole, num_seeds=3, target=475),
     "recall-lstm": LearningTask(recall("lstm"), num_seeds=3, target=1.0),
     "recall-none": LearningTask(recall(None), num_seeds=3, target=0.25),

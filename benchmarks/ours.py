@@ -22,7 +22,7 @@ from benchmarks.turns import WARNING_MARK
 from rlsurreal.agents import ActorCriticAgent, ModelSpec, PolicyAgent, QAgent
 from rlsurreal.algos import DQN, PPO, SAC
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
-from rlsurreal.models import ActorCritic, CriticEnsemble, GaussianPolicy
+from rlsurreal.models import ActorCritic, CriticEnsemble, StochasticPolicy
 from rlsurreal.replays import FrameStorage, Replay, ReplayRatio
 from rlsurreal.samplers import InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
@@ -54,7 +54,7 @@ def make_python_env(env_id: str) -> GymnasiumEnv:
 def make_agent(settings: Settings) -> Any:
     """PPO: two networks for vectors, one Nature CNN with two heads for images.  SAC, DQN: those of the recipes."""
     if settings["algo"] == "sac":
-        return PolicyAgent(model=ModelSpec(cls=GaussianPolicy, kwargs={"hidden_sizes": settings["hidden_sizes"]}))
+        return PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"hidden_sizes": settings["hidden_sizes"]}))
     if settings["algo"] == "dqn":
         return QAgent(epsilon=settings["epsilon"])
     kwargs: dict[str, Any] = {

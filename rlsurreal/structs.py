@@ -268,6 +268,7 @@ class Algorithm(Protocol):
     """Learns from samples."""
 
     discount: float
+    wants_threads: bool  # whether its updates are bound by arithmetic, whatever is observed
 
     def initialize(
         self,

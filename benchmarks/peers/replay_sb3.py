@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import stable_baselines3
@@ -18,7 +19,14 @@ if __name__ == "__main__":
     action = Box(-1, 1, (6,), np.float32)
     buffer = ReplayBuffer(settings["capacity"], observation, action, device="cpu", n_envs=num_envs)
     normal = lambda *shape: rng.standard_normal((num_envs, *shape), np.float32)  # noqa: E731
-    row = (normal(17), normal(17), normal(6), normal(), np.zeros(num_envs), [{} for _ in range(num_envs)])
+    row: tuple[Any, ...] = (
+        normal(17),
+        normal(17),
+        normal(6),
+        normal(),
+        np.zeros(num_envs),
+        [{} for _ in range(num_envs)],
+    )
     for _ in range(settings["capacity"] // num_envs):
         buffer.add(*row)
     num_batches = 0

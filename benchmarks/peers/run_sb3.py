@@ -2,7 +2,7 @@
 
 import stable_baselines3
 from sb3_work import main
-from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
@@ -24,4 +24,4 @@ if __name__ == "__main__":
         "features_extractor_class": Pooled,
         "normalize_images": False,
     }
-    main({"ppo": PPO, "sac": SAC, "dqn": DQN}, stable_baselines3.__version__, pooled)
+    main({"ppo": PPO, "sac": SAC, "td3": TD3, "dqn": DQN}, stable_baselines3.__version__, pooled)

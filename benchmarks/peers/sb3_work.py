@@ -11,6 +11,7 @@ import torch
 from gate import Gate
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 FOREVER = 10**12
@@ -35,6 +36,9 @@ def make_replayed(cls: Any, settings: dict[str, Any]) -> Any:
             "exploration_final_eps": settings["epsilon"],
             "target_update_interval": settings["target_interval"] * settings["num_steps"],  # they count steps
         }
+    if settings["algo"] == "td3":
+        six = np.ones(6)  # HalfCheetah's joints
+        own["action_noise"] = NormalActionNoise(0 * six, settings["action_noise"] * six)
     return cls(
         "CnnPolicy" if settings["env_id"] == "Pong" else "MlpPolicy",
         make_envs(settings),

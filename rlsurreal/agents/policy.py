@@ -14,8 +14,8 @@ from gymnasium import spaces as gs
 from torch import Tensor
 
 from rlsurreal.agents.base import ModelAgent, ModelSpec
-from rlsurreal.distributions.gaussian import Gaussian, GaussianParams
-from rlsurreal.models import DeterministicPolicy, GaussianPolicy
+from rlsurreal.distributions import Distribution
+from rlsurreal.models import DeterministicPolicy, StochasticPolicy
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
 
@@ -36,18 +36,21 @@ def _check_actions(agent: object, space: Any) -> None:
 
 @dataclass(kw_only=True, eq=False)
 class PolicyAgent(ModelAgent):
-    """Draws actions from the squashed Gaussian that the policy's outputs describe."""
+    """Draws actions from the policy: a squashed Gaussian, or a categorical for Discrete actions."""
 
-    model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=GaussianPolicy))
+    model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=StochasticPolicy))
     uses_previous = False
 
     def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
         """Build the policy for ``spaces``, with initial weights drawn from ``seed``."""
-        _check_actions(self, spaces.action)
+        self.num_actions = int(spaces.action.n) if isinstance(spaces.action, gs.Discrete) else None
+        if self.num_actions is None:
+            _check_actions(self, spaces.action)
         module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
-        self.distribution: Gaussian = module.distribution
+        self.distribution: Distribution = module.distribution
         module.register_buffer("exploration", torch.ones(()))  # 1: at random; published with the parameters
-        self.noise_spec = NoiseSpec(normal=self.distribution.dim, uniform=self.distribution.dim)
+        own = self.distribution.noise_spec
+        self.noise_spec = own + NoiseSpec(uniform=own.normal or 1)  # what actions at random take comes last
         self._set_up(spaces, module, device)
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:
@@ -60,17 +63,23 @@ class PolicyAgent(ModelAgent):
         module.exploration.fill_(float(at_random))
 
     def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
-        """Draw actions for ``[B]`` inputs with ``noise``; without it, take the median ones."""
+        """Draw actions for ``[B]`` inputs with ``noise``; without it, take the median or most likely ones."""
         params = self.learn(inputs)
         if noise is None:
             return AgentStep(self.distribution.mode(params)), state
+        num_uniform = self.distribution.noise_spec.uniform
+        own = Noise(noise.normal, noise.uniform[..., :num_uniform] if num_uniform else None)
+        action, rest = self.distribution.sample(params, own), noise.uniform[..., num_uniform:]
+        if self.num_actions is None:
+            anything = 2 * rest - 1
+        else:
+            anything = (rest[..., 0] * self.num_actions).long().clamp(max=self.num_actions - 1)
         module: Any = self.module
-        return AgentStep(_at_random(module.exploration, self.distribution.sample(params, noise), noise)), state
+        return AgentStep(torch.where(module.exploration > 0, anything, action)), state
 
-    def learn(self, inputs: AgentInputs) -> GaussianParams:
+    def learn(self, inputs: AgentInputs) -> Tree:
         """The distribution's parameters, gradients and all."""
-        params: GaussianParams = self.module(inputs, None)[0]
-        return params
+        return self.module(inputs, None)[0]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -131,14 +140,10 @@ class DeterministicAgent(ModelAgent):
         at_random, spread = module.exploration.unbind()
         scale = self.noise * (1 + spread * state.env)
         action = (action + scale.unsqueeze(-1) * drift).clamp(-1, 1)
-        return AgentStep(_at_random(at_random, action, noise)), NoiseState(drift, state.env)
+        anything = 2 * noise.uniform - 1
+        return AgentStep(torch.where(at_random > 0, anything, action)), NoiseState(drift, state.env)
 
     def learn(self, inputs: AgentInputs) -> Tensor:
         """The policy's action, gradients and all."""
         action: Tensor = self.module(inputs, None)[0]
         return action
-
-
-def _at_random(flag: Tensor, action: Tensor, noise: Noise) -> Tensor:
-    """``action``, or where ``flag`` is 1 uniformly random ones."""
-    return torch.where(flag > 0, 2 * noise.uniform - 1, action)

@@ -43,6 +43,11 @@ class GradientStep:
         eps: Adam's (Kingma and Ba 2015, arXiv 1412.6980).
         compile: run as one compiled graph.  If that fails, the log says so once, and steps go on eagerly.
         reduce: maps a gradient, flat, to its sum over ranks; None: there is one rank.
+
+    Attributes:
+        num_steps: made since metrics were last taken.
+        learning_rate: of the next steps, to be filled.
+        extra: see above.
     """
 
     def __init__(
@@ -75,13 +80,13 @@ class GradientStep:
         self._state["step"] = torch.zeros((), device=self._flat.device)
         self._adam.state[self._flat] = self._state
         self._sums = torch.zeros(num_metrics + 1, device=self._flat.device)
-        self._num_steps = 0
+        self.num_steps = 0
         self._specialized: list[Specialized] = []
         self._compiled = self._compile() if compile else None
 
     def __call__(self, *inputs: Tree) -> None:
         """One step down the gradient of the loss of ``inputs``."""
-        self._num_steps += 1
+        self.num_steps += 1
         if self._compiled is not None:
             try:
                 return self._compiled(*inputs)
@@ -100,9 +105,9 @@ class GradientStep:
                 )
         for specialized in self._specialized:
             specialized.forget()
-        means = self._sums / max(1, self._num_steps)
+        means = self._sums / max(1, self.num_steps)
         self._sums.zero_()
-        self._num_steps = 0
+        self.num_steps = 0
         return means
 
     @property

@@ -12,6 +12,7 @@ from rlsurreal.envs.base import EnvError, env_seed
 from rlsurreal.envs.check import check_env
 from rlsurreal.envs.envpool_env import EnvPoolEnv
 from rlsurreal.envs.gymnasium_env import GymnasiumEnv
+from rlsurreal.envs.minatar_env import make_minatar
 from rlsurreal.envs.native import AsyncResults, AsyncVectorEnv
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "check_env",
     "env_seed",
     "make_atari",
+    "make_minatar",
 ]

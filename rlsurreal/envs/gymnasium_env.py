@@ -116,11 +116,17 @@ class GymnasiumEnv:
         return ("gymnasium",) if module in (None, "__main__") else ("gymnasium", module)
 
 
+_SUITES = {  # packages that register the environments of these names, and the extra that brings them
+    ("ALE/",): ("ale_py", "atari"),
+    ("dm_control/",): ("shimmy", "dm-control"),
+    ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze"): ("gymnasium_robotics", "robotics"),
+}
+
+
 def _import_module_of(env_id: str) -> None:
-    if env_id.startswith("ALE/"):
-        import_optional("ale_py", "atari")  # registers its environments as it is imported
-    elif env_id.startswith("dm_control/"):
-        gym.register_envs(import_optional("shimmy", "dm-control"))
+    for prefixes, (module, extra) in _SUITES.items():
+        if env_id.startswith(prefixes):
+            gym.register_envs(import_optional(module, extra))
 
 
 def _entry_module(env_id: str) -> str | None:

@@ -17,17 +17,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces as gs
 from torch import Tensor, nn
 
 from rlsurreal.distributions import make_distribution
 from rlsurreal.models.encoders import EncoderName, ObservationEncoder
 from rlsurreal.models.mlp import ACTIVATIONS
 from rlsurreal.models.normalizers import RunningNorm
+from rlsurreal.models.q_network import QNetwork
 from rlsurreal.models.trunk import Precision, check_precision, computing_in
+from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import Tree
 
 
@@ -133,6 +137,38 @@ class CriticEnsemble(nn.Module):
             x = ACTIVATIONS[self.activation](x)
         values: Tensor = last(x)
         return values
+
+
+class QEnsemble(nn.Module):
+    """K critics of observations that give the values of all actions: K times `QNetwork`.
+
+    Args:
+        observation_space: `Spaces.observation`.
+        action_space: Discrete.
+        num_critics: K.
+        **kwargs: of `QNetwork`, which must not be recurrent.
+
+    Raises:
+        ValueError: actions are not Discrete, or see `QNetwork`.
+    """
+
+    num_noise = 0
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, num_critics: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        if not isinstance(action_space, gs.Discrete):
+            raise ValueError(f"action_space is {action_space}; QEnsemble is for Discrete actions, see CriticEnsemble")
+        if num_critics < 1:
+            raise ValueError(f"num_critics is {num_critics}; it must be at least 1")
+        networks = (QNetwork(observation_space, int(action_space.n), **kwargs) for _ in range(num_critics))
+        self.networks = nn.ModuleList(networks)
+        self.num_critics = num_critics
+
+    def forward(self, observation: Tree) -> Tensor:
+        """Values float32 ``[K, ..., A]``."""
+        return torch.stack([network(AgentInputs(observation), None)[0] for network in self.networks])
 
 
 class _StackedLinear(nn.Module):

@@ -12,12 +12,21 @@ import torch
 from gymnasium import spaces as gs
 from torch import Tensor, nn
 
-from rlsurreal.models.conv import NATURE_MIN_SIZE, ImpalaResNet, NatureCnn, check_image_shape
+from rlsurreal.models.conv import (
+    NATURE_MIN_SIZE,
+    ImageNetwork,
+    ImpalaResNet,
+    MinAtarCnn,
+    NatureCnn,
+    check_image_shape,
+)
 from rlsurreal.ops.encoding import one_hot, one_hot_factors
 from rlsurreal.utils.namedarraytuple import Tree, leaves
 from rlsurreal.utils.spaces import children
 
-EncoderName = Literal["auto", "mlp", "nature", "impala"]
+EncoderName = Literal["auto", "mlp", "nature", "impala", "minatar"]
+
+_NETWORKS = {"nature": NatureCnn, "impala": ImpalaResNet, "minatar": MinAtarCnn}
 
 
 class ObservationEncoder(nn.Module):
@@ -29,8 +38,9 @@ class ObservationEncoder(nn.Module):
     Args:
         observation_space: a leaf space, or a Dict or Tuple of such, nested as you like.
         encoder: "auto": uint8 boxes ``[C, H, W]`` are images, for `NatureCnn` if they are large enough, or else for
-            `ImpalaResNet`.  "nature", "impala": every box of three dimensions is an image, for that network.  "mlp":
-            there are no images.
+            `ImpalaResNet`.  "nature", "impala", "minatar": every box of three dimensions is an image, for that network.
+            "mlp": there are no images.
+        ends_in_convolutions: leave out the linear layers of networks for images.
 
     Attributes:
         out_features: length of the result.
@@ -40,16 +50,19 @@ class ObservationEncoder(nn.Module):
         ValueError: the encoder or a space is not known, or an image does not suit its network.
     """
 
-    def __init__(self, observation_space: gym.Space, encoder: EncoderName = "auto") -> None:
+    def __init__(
+        self, observation_space: gym.Space, encoder: EncoderName = "auto", *, ends_in_convolutions: bool = False
+    ) -> None:
         super().__init__()
-        if encoder not in ("auto", "mlp", "nature", "impala"):
-            raise ValueError(f"encoder is {encoder!r}; use 'auto', 'mlp', 'nature' or 'impala'")
-        encoders = [_leaf_encoder(space, encoder) for space in _leaf_spaces(observation_space)]
+        if encoder not in ("auto", "mlp", *_NETWORKS):
+            raise ValueError(f"encoder is {encoder!r}; use 'auto', 'mlp', 'nature', 'impala' or 'minatar'")
+        options = {"out_features": None} if ends_in_convolutions else {}
+        encoders = [_leaf_encoder(space, encoder, options) for space in _leaf_spaces(observation_space)]
         if not encoders:
             raise ValueError(f"observation space {observation_space} has no entries; give it at least one")
         self.encoders = nn.ModuleList(encoders)
         self.out_features = sum(e.out_features for e in encoders)
-        self.num_images = sum(isinstance(e, (NatureCnn, ImpalaResNet)) for e in encoders)
+        self.num_images = sum(isinstance(e, ImageNetwork) for e in encoders)
         self.num_vectors = len(encoders) - self.num_images
         # The most common case by far, and the one where every Python call counts.
         self._is_vector = (
@@ -104,7 +117,7 @@ def _leaf_spaces(space: gym.Space) -> Iterator[gym.Space]:
         yield from _leaf_spaces(child)
 
 
-def _leaf_encoder(space: gym.Space, encoder: EncoderName) -> Any:
+def _leaf_encoder(space: gym.Space, encoder: EncoderName, options: dict[str, Any]) -> Any:
     if isinstance(space, gs.Discrete):
         return _OneHot((int(space.n),), ())
     if isinstance(space, gs.MultiDiscrete):
@@ -121,4 +134,4 @@ def _leaf_encoder(space: gym.Space, encoder: EncoderName) -> Any:
     if encoder == "auto":
         _, height, width = check_image_shape(space.shape)
         encoder = "nature" if min(height, width) >= NATURE_MIN_SIZE else "impala"
-    return NatureCnn(space.shape) if encoder == "nature" else ImpalaResNet(space.shape)
+    return _NETWORKS[encoder](space.shape, **options)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rlsurreal.distributions import Distribution, Gaussian
 from rlsurreal.distributions.base import to_event
-from rlsurreal.distributions.gaussian import GaussianParams
+from rlsurreal.distributions.discrete import Categorical
 from rlsurreal.models.encoders import EncoderName, ObservationEncoder
 from rlsurreal.models.normalizers import RunningNorm
 from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, init_uniform, normalized
@@ -110,8 +110,8 @@ class DeterministicPolicy(nn.Module):
         return to_event(outputs.tanh(), self._distribution.shape), state
 
 
-class GaussianPolicy(nn.Module):
-    """A squashed Gaussian, mean and standard deviation both from the observation.
+class StochasticPolicy(nn.Module):
+    """A squashed Gaussian, mean and standard deviation both from the observation; a categorical for Discrete actions.
 
     SAC: Haarnoja et al. 2018, arXiv 1812.05905.  The logarithm of the standard deviation is bounded to [-20, 2].
     Arguments, attributes and errors are those of `DeterministicPolicy`, and one more:
@@ -135,13 +135,7 @@ class GaussianPolicy(nn.Module):
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
-        self.distribution = Gaussian(
-            _bounded_shape(action_space),
-            squash=True,
-            std="state",
-            min_std=math.exp(_MIN_LOG_STD),
-            max_std=math.exp(_MAX_LOG_STD),
-        )
+        self.distribution = _distribution(action_space)
         self.body = _Body(
             observation_space,
             self.distribution,
@@ -165,10 +159,8 @@ class GaussianPolicy(nn.Module):
         """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
         return self.body.trunk.initial_state(num_envs)
 
-    def forward(
-        self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None
-    ) -> tuple[GaussianParams, Tree]:
-        """Parameters of `distribution`, ``[..., dim]``, and the next state; arguments as in `ActorCritic`."""
+    def forward(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> tuple[Tree, Tree]:
+        """Parameters of `distribution` and the next state; arguments as in `ActorCritic`."""
         outputs, state = self.body(inputs, state, first)
         return self.distribution.params(outputs), state
 
@@ -211,6 +203,13 @@ class _Body(nn.Module):
         with computing_in(self.precision, inputs.observation):
             features, state = self.trunk(inputs, state, first)
             return self.linear(features).float(), state
+
+
+def _distribution(action_space: gym.Space) -> Gaussian | Categorical:
+    if isinstance(action_space, gs.Discrete):
+        return Categorical(int(action_space.n))
+    bounds = {"min_std": math.exp(_MIN_LOG_STD), "max_std": math.exp(_MAX_LOG_STD)}
+    return Gaussian(_bounded_shape(action_space), squash=True, std="state", **bounds)
 
 
 def _bounded_shape(action_space: gym.Space) -> tuple[int, ...]:

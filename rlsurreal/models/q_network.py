@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from rlsurreal.distributions import Categorical
-from rlsurreal.models.conv import ImpalaResNet, NatureCnn
 from rlsurreal.models.encoders import EncoderName, ObservationEncoder
 from rlsurreal.models.mlp import ACTIVATIONS
 from rlsurreal.models.noisy import NoisyLinear
@@ -101,8 +100,8 @@ class QNetwork(nn.Module):
         if noisy and noisy_std <= 0:
             raise ValueError(f"noisy_std is {noisy_std}; it must be positive (0.5 in the paper), or pass noisy=False")
         self.normalizer = RunningNorm(observation_space) if normalize_observation else None
-        body = ObservationEncoder(observation_space, encoder)
-        _end_in_convolutions(body)
+        # What is dueling, noisy or implicit begins where the convolutions end.
+        body = ObservationEncoder(observation_space, encoder, ends_in_convolutions=True)
         if hidden_sizes is None:
             hidden_sizes = (256, 256) if not body.num_images else (512,) if recurrent is None else (512, 512)
         self.trunk = Trunk(
@@ -227,16 +226,6 @@ class _QuantileEmbedding(nn.Module):
         """``[..., N, out_features]`` from ``[..., N]``."""
         taus = self.middles if taus is None else taus
         return torch.relu(self.linear(torch.cos(taus.unsqueeze(-1) * self.frequencies)))
-
-
-def _end_in_convolutions(encoder: ObservationEncoder) -> None:
-    """Take the last linear layer from networks for images: what is dueling, noisy or implicit begins before it."""
-    networks: Any = encoder.encoders
-    for network in networks:
-        if isinstance(network, (NatureCnn, ImpalaResNet)):
-            network.out_features = network.linear.in_features
-            network.add_module("linear", nn.Identity())
-    encoder.out_features = sum(network.out_features for network in networks)
 
 
 def _check_counts(num_actions: int, num_atoms: int | None, num_cosines: int | None) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from rlsurreal.recipes.a2c import a2c_mujoco
 from rlsurreal.recipes.ddpg import d4pg_mujoco, ddpg_mujoco, td3_mujoco
-from rlsurreal.recipes.dqn import dqn_atari, dqn_cartpole, r2d2_atari, rainbow_atari
+from rlsurreal.recipes.dqn import dqn_atari, dqn_cartpole, dqn_minatar, her_bitflip, r2d2_atari, rainbow_atari
 from rlsurreal.recipes.ppo import debug, ppo_atari, ppo_cartpole, ppo_mujoco
-from rlsurreal.recipes.sac import sac_mujoco, sac_pendulum
+from rlsurreal.recipes.sac import droq_mujoco, her_fetch, sac_mujoco, sac_pendulum
 from rlsurreal.runners import Trainer
 
 _ALL: tuple[Callable[..., Trainer], ...] = (
@@ -23,6 +23,10 @@ _ALL: tuple[Callable[..., Trainer], ...] = (
     rainbow_atari,
     r2d2_atari,
     dqn_cartpole,
+    dqn_minatar,
+    her_bitflip,
+    her_fetch,
+    droq_mujoco,
     sac_mujoco,
     sac_pendulum,
     td3_mujoco,
@@ -40,6 +44,10 @@ __all__ = [
     "debug",
     "dqn_atari",
     "dqn_cartpole",
+    "dqn_minatar",
+    "droq_mujoco",
+    "her_bitflip",
+    "her_fetch",
     "ppo_atari",
     "ppo_cartpole",
     "ppo_mujoco",

@@ -7,13 +7,14 @@ from typing import Any
 
 from rlsurreal.agents import Categorical, Expected, ModelSpec, QAgent
 from rlsurreal.algos import DQN, R2D2
-from rlsurreal.envs import GymnasiumEnv, make_atari
+from rlsurreal.envs import GymnasiumEnv, make_atari, make_minatar
 from rlsurreal.models import QNetwork
-from rlsurreal.replays import FrameStorage, NStep, Prioritized, Replay, ReplayRatio, Windows
+from rlsurreal.replays import FrameStorage, Hindsight, NStep, Prioritized, Replay, ReplayRatio, Windows
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
-from rlsurreal.utils.schedules import Linear
+from rlsurreal.testing.envs import BitFlipEnv
+from rlsurreal.utils.schedules import Linear, PiecewiseLinear
 
 
 def dqn_atari(game: str = "Pong", seed: int = 0) -> Trainer:
@@ -69,6 +70,55 @@ def r2d2_atari(game: str = "Pong", seed: int = 0) -> Trainer:
         ),
         algo=R2D2(replay=replay, limiter=ReplayRatio(ratio=1.0, min_steps=50_000)),
         sampler=_atari_sampler(game, BatchSpec(num_steps=40, num_envs=32), clip_reward=False, episodic_life=False),
+    )
+
+
+def dqn_minatar(game: str = "breakout", seed: int = 0) -> Trainer:
+    """DQN on a MinAtar game, with the settings of its paper (Young and Tian 2019, arXiv 1903.03176)."""
+    return Trainer(
+        name=f"dqn_minatar_{game}",
+        seed=seed,
+        total_env_steps=5_000_000,
+        agent=QAgent(
+            model=ModelSpec(cls=QNetwork, kwargs={"encoder": "minatar", "hidden_sizes": (128,)}),
+            epsilon=PiecewiseLinear(((0.0, 1.0), (0.02, 0.1))),
+        ),
+        algo=DQN(
+            learning_rate=2.5e-4,
+            double=False,
+            target_interval=1_000,
+            replay=Replay(capacity=100_000),
+            limiter=ReplayRatio(ratio=32, min_steps=5_000),
+        ),
+        sampler=SerialSampler(
+            env=GymnasiumEnv(factory=make_minatar, kwargs={"game": game}),
+            batch=BatchSpec(num_steps=4, num_envs=4),
+            evaluation=EvalSpec(num_envs=4, episodes_per_env=5),
+        ),
+        checkpoints=CheckpointPolicy(interval_steps=500_000),
+    )
+
+
+def her_bitflip(num_bits: int = 15, seed: int = 0) -> Trainer:
+    """DQN with hindsight on the flipping of bits, which it cannot learn without."""
+    return Trainer(
+        name="her_bitflip",
+        seed=seed,
+        total_env_steps=100_000,
+        agent=QAgent(model=ModelSpec(cls=QNetwork), epsilon=Linear(1.0, 0.05, until=0.3)),
+        algo=DQN(
+            discount=0.98,
+            learning_rate=1e-3,
+            batch_size=128,
+            target_interval=100,
+            replay=Replay(capacity=100_000, extractor=Hindsight(compute_reward=BitFlipEnv.compute_reward)),
+            limiter=ReplayRatio(ratio=32, min_steps=1_000),
+        ),
+        sampler=SerialSampler(
+            env=GymnasiumEnv(factory=BitFlipEnv, kwargs={"num_bits": num_bits}),
+            batch=BatchSpec(num_steps=8, num_envs=4),
+        ),
+        checkpoints=CheckpointPolicy(keep="none"),
     )
 
 

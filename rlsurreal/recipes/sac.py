@@ -1,11 +1,17 @@
-"""SAC on MuJoCo locomotion, and a tiny run to try things with."""
+"""SAC on MuJoCo locomotion, on goals with hindsight, and a tiny run to try things with."""
 
 from __future__ import annotations
 
-from rlsurreal.agents import PolicyAgent
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rlsurreal.agents import ModelSpec, PolicyAgent
 from rlsurreal.algos import SAC
 from rlsurreal.envs import GymnasiumEnv
-from rlsurreal.replays import ReplayRatio
+from rlsurreal.models import CriticEnsemble
+from rlsurreal.replays import Hindsight, Replay, ReplayRatio
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, SerialSampler
 from rlsurreal.structs import BatchSpec
@@ -27,6 +33,41 @@ def sac_mujoco(env_id: str = "HalfCheetah-v5", seed: int = 0) -> Trainer:
         eval_interval_steps=25_000,
         checkpoints=CheckpointPolicy(interval_steps=100_000),
     )
+
+
+def droq_mujoco(env_id: str = "HalfCheetah-v5", seed: int = 0) -> Trainer:
+    """SAC with 20 updates of critics with dropout for each step: learns from few steps, in about as much time."""
+    critic = ModelSpec(cls=CriticEnsemble, kwargs={"dropout": 0.01, "layer_norm": True})
+    limiter = ReplayRatio(ratio=20 * 256, min_steps=5_000)
+    trainer = sac_mujoco(env_id, seed)
+    algo = SAC(critic=critic, policy_interval=20, limiter=limiter)
+    return replace(trainer, name=f"droq_{env_id}", total_env_steps=100_000, algo=algo)
+
+
+def her_fetch(env_id: str = "FetchReach-v4", seed: int = 0) -> Trainer:
+    """SAC with hindsight on a robot's arm whose reward says only whether the goal is met; needs the extra robotics."""
+    return Trainer(
+        name=f"her_{env_id}",
+        seed=seed,
+        total_env_steps=20_000 if "Reach" in env_id else 1_000_000,
+        log_interval_steps=2_000,
+        agent=PolicyAgent(),
+        algo=SAC(
+            discount=0.95,
+            learning_rate=1e-3,
+            replay=Replay(extractor=Hindsight(compute_reward=fetch_reward)),
+            limiter=ReplayRatio(ratio=256, min_steps=1_000),
+        ),
+        sampler=SerialSampler(env=GymnasiumEnv(factory=env_id), batch=BatchSpec(num_steps=1, num_envs=1)),
+        eval_interval_steps=2_500 if "Reach" in env_id else 50_000,
+    )
+
+
+def fetch_reward(achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray:
+    """That of Gymnasium-Robotics' Fetch tasks: 0 within five centimetres of the goal, else -1."""
+    distance = np.linalg.norm(achieved_goal - desired_goal, axis=-1)
+    reward: np.ndarray = -(distance > 0.05).astype(np.float32)
+    return reward
 
 
 def sac_pendulum(seed: int = 0) -> Trainer:

@@ -47,7 +47,7 @@ class Trainer:
     total_env_steps: int
     seed: int = 0
     device: str = "cpu"
-    num_threads: int | None = None  # of torch in this process; None: 1, or with images the CPUs there are, up to 8
+    num_threads: int | None = None  # of torch in this process; None: 1, or the CPUs there are, up to 8, where they help
     compile: Compile = "auto"  # gradient steps and choice of actions; "auto": where a run of this length gains
     log_interval_steps: int = 10_000
     eval_interval_steps: int | None = None  # None: no evaluation
@@ -130,7 +130,7 @@ class Trainer:
     def _initialize(self) -> None:
         """Build everything; each part's random streams are derived from the one seed."""
         spaces = self.sampler.connect(seed=derive_seed(self.seed, "sampler"))
-        torch.set_num_threads(self.num_threads or _suitable_threads(spaces))
+        torch.set_num_threads(self.num_threads or _suitable_threads(spaces, self.algo))
         self.agent.initialize(spaces, seed=derive_seed(self.seed, "model"), device=self.device)
         batch = self.sampler.batch
         num_iterations = -(-self.total_env_steps // (batch.num_steps * batch.num_envs))
@@ -181,7 +181,7 @@ class Trainer:
             json.dump(describe_environment(), file, indent=1)
 
 
-def _suitable_threads(spaces: Spaces) -> int:
-    """Small networks only lose by a second thread; convolutions use what is there, while the workers are idle."""
+def _suitable_threads(spaces: Spaces, algo: Algorithm) -> int:
+    """Dispatch of small operations only loses by a second thread; arithmetic uses what is there."""
     has_images = any(len(leaf.shape or ()) == 3 for leaf in leaves(map_spaces(lambda leaf: leaf, spaces.observation)))
-    return min(count_cpus(), _MAX_THREADS) if has_images else 1
+    return min(count_cpus(), _MAX_THREADS) if has_images or algo.wants_threads else 1

@@ -1,7 +1,7 @@
 """Fake environments for tests of environments, samplers and whole experiments; users may build theirs on them too.
 
 `CountingEnv` lets a test verify every row, `FailingEnv` fails in a chosen way at a chosen step, `NestedEnv` has nested
-observations and actions, `RecallEnv` can be solved with memory only.
+observations and actions, `RecallEnv` can be solved with memory only, `BitFlipEnv` with hindsight.
 """
 
 from __future__ import annotations
@@ -240,3 +240,49 @@ class RecallEnv(gym.Env[np.ndarray, Any]):
             observation[self.cue] = 1
         observation[-1] = self.steps == self.delay
         return observation
+
+
+class BitFlipEnv(gym.Env[Any, Any]):
+    """Bits to be brought into a given state, one flip a step (Andrychowicz et al. 2017, arXiv 1707.01495, section 3.1).
+
+    Observations are Dicts of int8 bits ``[num_bits]``: ``observation`` and ``achieved_goal``, the present state, and
+    ``desired_goal``.  Action i flips bit i, the last one none.  The reward is 0 where the state is as desired, else -1;
+    games are truncated after ``num_bits`` steps.  By chance the goal is next to never met: 1 in ``2 ** num_bits``.
+    """
+
+    def __init__(self, num_bits: int = 15) -> None:
+        if num_bits < 1:
+            raise ValueError(f"BitFlipEnv: num_bits is {num_bits}; it must be at least 1")
+        self.num_bits = num_bits
+        names = ("observation", "achieved_goal", "desired_goal")
+        self.observation_space = gs.Dict({name: gs.MultiBinary(num_bits) for name in names})
+        self.action_space = gs.Discrete(num_bits + 1)
+        self._bits = self._goal = np.zeros(num_bits, np.int8)
+        self._steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Draw a state and a goal."""
+        super().reset(seed=seed)
+        self._bits, self._goal = self.np_random.integers(0, 2, (2, self.num_bits), np.int8)
+        self._steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Flip a bit, or none."""
+        if action < self.num_bits:
+            self._bits[action] ^= 1
+        self._steps += 1
+        reward = float(self.compute_reward(self._bits, self._goal, None))
+        return self._observation(), reward, False, self._steps == self.num_bits, {}
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        bits = self._bits.copy()
+        return {"observation": bits, "achieved_goal": bits, "desired_goal": self._goal.copy()}
+
+    @staticmethod
+    def compute_reward(achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray:
+        """0 where the goals ``[..., num_bits]`` agree, else -1."""
+        reward: np.ndarray = (achieved_goal == desired_goal).all(-1) - np.float32(1)
+        return reward

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, PolicyAgent, QAgent, Quantile
-from rlsurreal.algos import D4PG, DDPG, DQN, R2D2, SAC, TD3
+from rlsurreal.algos import D4PG, DDPG, DQN, R2D2, SAC, TD3, DiscreteSAC
 from rlsurreal.algos.off_policy import Target
 from rlsurreal.envs import GymnasiumEnv
-from rlsurreal.models import CriticEnsemble, DeterministicPolicy, GaussianPolicy, QNetwork
+from rlsurreal.models import CriticEnsemble, DeterministicPolicy, QEnsemble, QNetwork, StochasticPolicy
 from rlsurreal.replays import NStep, Prioritized, Replay, ReplayRatio, Windows
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import ParallelSampler, SerialSampler
@@ -44,7 +44,7 @@ def critic(**kwargs: Any) -> ModelSpec:
 
 
 def policy_agent() -> PolicyAgent:
-    return PolicyAgent(model=ModelSpec(cls=GaussianPolicy, kwargs=SMALL))
+    return PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs=SMALL))
 
 
 def deterministic_agent() -> DeterministicAgent:
@@ -75,6 +75,16 @@ CASES: dict[str, Any] = {
     ),
     "sac": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), **settings())),
     "sac-fixed": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), temperature=0.2, **settings())),
+    "discrete-sac": (
+        CARTPOLE,
+        policy_agent,
+        lambda: DiscreteSAC(critic=ModelSpec(cls=QEnsemble, kwargs=SMALL), **settings()),
+    ),
+    "droq": (
+        PENDULUM,
+        policy_agent,
+        lambda: SAC(critic=critic(dropout=0.2, layer_norm=True), policy_interval=3, **settings()),
+    ),
     "ddpg": (
         PENDULUM,
         deterministic_agent,

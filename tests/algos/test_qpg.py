@@ -11,8 +11,8 @@ import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, PolicyAgent
-from rlsurreal.algos import D4PG, DDPG, SAC, TD3
-from rlsurreal.models import CriticEnsemble, DeterministicPolicy, GaussianPolicy
+from rlsurreal.algos import D4PG, DDPG, SAC, TD3, DiscreteSAC
+from rlsurreal.models import CriticEnsemble, DeterministicPolicy, QEnsemble, StochasticPolicy
 from rlsurreal.replays import Transitions
 from rlsurreal.structs import AgentInputs, BatchSpec, Noise, Spaces
 
@@ -48,7 +48,7 @@ def critic(**kwargs: Any) -> ModelSpec:
 
 
 def make_sac(**settings: Any) -> SAC:
-    agent = PolicyAgent(model=ModelSpec(cls=GaussianPolicy, kwargs={"hidden_sizes": (5,)}))
+    agent = PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"hidden_sizes": (5,)}))
     return set_up(agent, SAC(batch_size=N, critic=critic(), **settings))
 
 
@@ -219,7 +219,7 @@ def test_deterministic_agents_explore_as_told():
 
 
 def test_policy_agents_draw_and_take_the_median():
-    agent = PolicyAgent(model=ModelSpec(cls=GaussianPolicy, kwargs={"hidden_sizes": (5,)}))
+    agent = PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"hidden_sizes": (5,)}))
     agent.initialize(SPACES, seed=0)
     inputs, noise = AgentInputs(torch.zeros(4, 3)), Noise(normal=torch.randn(4, 2), uniform=torch.full((4, 2), 0.25))
     assert agent.act(inputs, None, noise)[0].action.tolist() == [[-0.5, -0.5]] * 4, "at random, before learning"
@@ -228,3 +228,54 @@ def test_policy_agents_draw_and_take_the_median():
     torch.testing.assert_close(agent.act(inputs, None, None)[0].action, params.mean.tanh())
     drawn = (params.mean + params.log_std.exp() * noise.normal).tanh()
     torch.testing.assert_close(agent.act(inputs, None, noise)[0].action, drawn)
+
+
+def test_discrete_sac_by_a_slow_definition():
+    spaces = Spaces(SPACES.observation, gym.spaces.Discrete(3))
+    agent = PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"hidden_sizes": (5,)}))
+    agent.initialize(spaces, seed=0)
+    algo = DiscreteSAC(
+        batch_size=N, critic=ModelSpec(cls=QEnsemble, kwargs={"hidden_sizes": (5,)}), initial_temperature=0.5
+    )
+    algo.initialize(agent, BatchSpec(4, 1), seed=0)
+    algo._target._flat.add_(0.05 * torch.randn(algo._target._flat.shape, generator=torch.Generator().manual_seed(3)))
+    data = batch()._replace(action=torch.tensor([0, 1, 2, 0, 1, 2, 0]))
+    loss, _, error = algo._critic_loss(data, torch.zeros(N, 0))
+    policy_loss, metrics = algo._policy_loss(data.observation, torch.zeros(N, 0))
+    expected, expected_policy, entropies = 0.0, 0.0, []
+    with torch.no_grad():
+        for i in range(N):
+            one = slice(i, i + 1)
+            pi = agent.module(AgentInputs(data.next_observation[one]), None)[0].logits.exp()[0]
+            after = torch.stack(
+                [net(AgentInputs(data.next_observation[one]), None)[0][0] for net in algo._target.module.networks]
+            )
+            value = sum(float(pi[a]) * (float(after[:, a].min()) - 0.5 * float(pi[a].log())) for a in range(3))
+            target = float(data.reward[i]) + float(data.discount[i]) * value
+            values = [
+                float(net(AgentInputs(data.observation[one]), None)[0][0][data.action[i]])
+                for net in algo._critics.networks
+            ]
+            expected += float(data.weight[i]) * sum((v - target) ** 2 / 2 for v in values) / N
+            assert float(error[i]) == pytest.approx(np.mean([abs(v - target) for v in values]), rel=1e-4)
+            pi = agent.module(AgentInputs(data.observation[one]), None)[0].logits.exp()[0]
+            q = torch.stack(
+                [net(AgentInputs(data.observation[one]), None)[0][0] for net in algo._critics.networks]
+            ).amin(0)
+            expected_policy += sum(float(pi[a]) * (0.5 * float(pi[a].log()) - float(q[a])) for a in range(3)) / N
+            entropies.append(-sum(float(p) * float(p.log()) for p in pi))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert metrics.tolist() == pytest.approx([expected_policy, np.mean(entropies), 0.5], rel=1e-4)
+    (slope,) = torch.autograd.grad(policy_loss, [algo._actor.log_temperature])
+    assert slope.item() == pytest.approx(np.mean(entropies) - 0.98 * np.log(3), rel=1e-3)
+
+
+def test_each_sac_refuses_the_other_ones_actions():
+    for algo, space, message in [
+        (SAC(), gym.spaces.Discrete(3), "use DiscreteSAC"),
+        (DiscreteSAC(), SPACES.action, "Discrete actions"),
+    ]:
+        agent = PolicyAgent()
+        agent.initialize(Spaces(SPACES.observation, space), seed=0)
+        with pytest.raises(ValueError, match=message):
+            algo.initialize(agent, BatchSpec(4, 1), seed=0)

@@ -170,7 +170,7 @@ def test_without_a_compiler_it_runs_eagerly(tmp_path):
         "from torch import nn; from rlsurreal.algos.update import GradientStep\n"
         "m = nn.Linear(3, 1); x = torch.ones(5, 3)\n"
         "s = GradientStep(m, lambda x: (m(x).sum(), x.sum()[None]), 1, max_grad_norm=1.0, compile=True)\n"
-        "s(x); s(x); print('steps', s._num_steps)\n"
+        "s(x); s(x); print('steps', s.num_steps)\n"
     )
     env = {**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)

@@ -11,7 +11,7 @@ import pytest
 
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.structs import EnvStep
-from rlsurreal.testing.envs import CountingEnv, FailingEnv, NestedEnv, RecallEnv, identity
+from rlsurreal.testing.envs import BitFlipEnv, CountingEnv, FailingEnv, NestedEnv, RecallEnv, identity
 from rlsurreal.utils.namedarraytuple import tree_map
 from rlsurreal.utils.spaces import null_value
 
@@ -120,3 +120,23 @@ def test_recall_needs_memory(num_cues: int) -> None:
     assert abs(np.mean(returns["none"]) - 1 / num_cues) < 0.1
     with pytest.raises(ValueError, match="delay is 0"):
         RecallEnv(delay=0)
+
+
+def test_bit_flip_env_is_solved_by_flipping_what_differs() -> None:
+    env = BitFlipEnv(num_bits=6)
+    observation, _ = env.reset(seed=3)
+    assert env.observation_space.contains(observation)
+    wrong = np.flatnonzero(observation["achieved_goal"] != observation["desired_goal"])
+    assert len(wrong) > 0
+    rewards = []
+    for action in [*wrong.tolist(), *[6] * (6 - len(wrong))]:
+        before = observation
+        observation, reward, terminated, truncated, _ = env.step(action)
+        rewards.append(reward)
+        assert (before["observation"] != observation["observation"]).sum() == (action < 6)
+        assert (before["desired_goal"] == observation["desired_goal"]).all() and not terminated
+    assert truncated and rewards == [-1.0] * (len(wrong) - 1) + [0.0] * (6 - len(wrong) + 1)
+    goals = np.array([[0, 1], [1, 1]]), np.array([[0, 1], [0, 1]])
+    assert BitFlipEnv.compute_reward(*goals, None).tolist() == [0.0, -1.0]
+    with pytest.raises(ValueError, match="num_bits is 0"):
+        BitFlipEnv(0)

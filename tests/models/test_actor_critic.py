@@ -13,7 +13,7 @@ from gymnasium import spaces as gs
 from torch import Tensor
 
 from rlsurreal.distributions import Distribution, make_distribution
-from rlsurreal.models import ActorCritic, ImpalaResNet, NatureCnn, ObservationEncoder
+from rlsurreal.models import ActorCritic, ImpalaResNet, MinAtarCnn, NatureCnn, ObservationEncoder
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.spaces import map_spaces, policy_space
@@ -243,6 +243,7 @@ def test_encoder_writes_each_leaf_as_documented() -> None:
 @pytest.mark.parametrize(("shape", "dtype", "encoder", "expected"), [
     ((3, 36, 36), np.uint8, "auto", NatureCnn), ((3, 35, 36), np.uint8, "auto", ImpalaResNet),
     ((3, 36, 36), np.uint8, "impala", ImpalaResNet), ((3, 36, 36), np.float32, "nature", NatureCnn),
+    ((7, 10, 10), np.uint8, "minatar", MinAtarCnn), ((7, 10, 10), np.float32, "minatar", MinAtarCnn),
     ((3, 36, 36), np.float32, "auto", None), ((3, 36, 36), np.uint8, "mlp", None), ((36, 36), np.uint8, "auto", None),
 ])  # fmt: skip
 def test_choice_of_encoder(shape: tuple[int, ...], dtype: Any, encoder: Any, expected: type | None) -> None:

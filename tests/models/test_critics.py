@@ -111,7 +111,9 @@ def test_every_space_and_any_leading_dimensions(observation: Any, action: Any, n
     values.square().sum().backward()
     for name, parameter in critics.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or ".stages." in name, name  # residuals start at 0, and so does what is before
+        assert parameter.grad.any() or ".convolutions." in name, (
+            name
+        )  # residuals start at 0, and so does what is before
     for a, b in zip(leaves(seen), leaves(before), strict=True):
         assert torch.equal(a, b)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rlsurreal.distributions import Categorical, Gaussian
-from rlsurreal.models import ImpalaResNet, Mlp, NatureCnn, PolicyHead, ValueHead, init_orthogonal
+from rlsurreal.models import ImpalaResNet, MinAtarCnn, Mlp, NatureCnn, PolicyHead, ValueHead, init_orthogonal
 
 torch.set_num_threads(1)
 
@@ -74,7 +74,7 @@ def test_heads() -> None:
 # ---------------------------------------------------------------- images
 
 
-@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet])
+@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet, MinAtarCnn])
 @pytest.mark.parametrize("leading", [(), (2,), (3, 2), (0,)])
 def test_images(make: Any, leading: tuple[int, ...]) -> None:
     network = make((3, 40, 36))
@@ -86,7 +86,7 @@ def test_images(make: Any, leading: tuple[int, ...]) -> None:
     torch.testing.assert_close(result, network(image.float() / 255), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet])
+@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet, MinAtarCnn])
 def test_the_callers_memory_is_never_written(make: Any) -> None:
     """Also where a float image needs no copy at all."""
     array = np.random.default_rng(0).random((2, 3, 36, 36), dtype=np.float32)
@@ -95,12 +95,24 @@ def test_the_callers_memory_is_never_written(make: Any) -> None:
     assert (array == before).all()
 
 
-@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet])
+@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet, MinAtarCnn])
 def test_channels_last_gives_the_same(make: Any) -> None:
     network = make((3, 44, 40))
     image = torch.randint(0, 256, (5, 3, 44, 40), dtype=torch.uint8)
     expected = network(image)
     torch.testing.assert_close(network.to(memory_format=torch.channels_last)(image), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet, MinAtarCnn])
+def test_networks_may_end_in_their_convolutions(make: Any) -> None:
+    torch.manual_seed(0)
+    whole = make((3, 40, 36))
+    part = make((3, 40, 36), out_features=None)
+    part.convolutions.load_state_dict(whole.convolutions.state_dict())
+    assert part.linear is None and part.out_features == whole.linear.in_features
+    image = torch.randint(0, 256, (2, 4, 3, 40, 36), dtype=torch.uint8)
+    assert part(image).shape == (2, 4, part.out_features)
+    torch.testing.assert_close(torch.relu(whole.linear(part(image))), whole(image))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 7, 9), (3, 35, 35)])
@@ -110,7 +122,7 @@ def test_small_images(shape: tuple[int, int, int]) -> None:
         NatureCnn(shape)
 
 
-@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet])
+@pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet, MinAtarCnn])
 def test_wrong_layouts_are_refused(make: Any) -> None:
     with pytest.raises(ValueError, match="move the channels first"):
         make((84, 84, 3))

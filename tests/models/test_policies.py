@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlsurreal.agents import ModelSpec
-from rlsurreal.models import CriticEnsemble, DeterministicPolicy, GaussianPolicy
+from rlsurreal.models import CriticEnsemble, DeterministicPolicy, StochasticPolicy
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.spaces import map_spaces
@@ -25,7 +25,7 @@ T, B = 5, 3
 VECTOR, ACTION = gs.Box(-np.inf, np.inf, (4,)), gs.Box(-1, 1, (2,))
 IMAGE = gs.Box(0, 255, (2, 36, 40), np.uint8)
 NESTED = gs.Dict({"camera": gs.Box(0, 255, (1, 12, 12), np.uint8), "body": gs.Tuple([VECTOR, gs.Discrete(2)])})
-POLICIES = pytest.mark.parametrize("cls", [DeterministicPolicy, GaussianPolicy])
+POLICIES = pytest.mark.parametrize("cls", [DeterministicPolicy, StochasticPolicy])
 
 
 def random_inputs(space: Any, *leading: int, action: Any = ACTION) -> AgentInputs:
@@ -63,7 +63,9 @@ def test_every_space_acts_and_learns(cls: Any, space: Any, recurrent: Any) -> No
     (outputs(result) + 1).square().sum().backward()
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or ".stages." in name, name  # residuals start at 0, and so does what is before
+        assert parameter.grad.any() or ".convolutions." in name, (
+            name
+        )  # residuals start at 0, and so does what is before
     with torch.no_grad():  # the same, row by row
         state = start
         for t in range(T):
@@ -82,7 +84,7 @@ def test_shapes(cls: Any, shape: tuple[int, ...]) -> None:
     inputs = random_inputs(NESTED, 2, T, B, action=action)
     result, state = policy(inputs)
     one, _ = policy(inputs[1, 2, 0])
-    if cls is GaussianPolicy:
+    if cls is StochasticPolicy:
         spec = policy.distribution.noise_spec
         result, one = (
             policy.distribution.sample(params, Noise(torch.zeros(*params.mean.shape[:-1], spec.normal)))
@@ -106,7 +108,7 @@ def test_deterministic_actions_by_hand() -> None:
 
 
 def test_log_std_is_of_the_observation_and_bounded() -> None:
-    policy = policy_for(GaussianPolicy)
+    policy = policy_for(StochasticPolicy)
     params, _ = policy(AgentInputs(torch.randn(B, 4)))
     assert policy.distribution.squash and policy.distribution.num_free == 0
     assert not torch.equal(params.log_std[0], params.log_std[1]) and params.log_std.abs().max() < 1
@@ -123,7 +125,7 @@ def test_log_std_is_of_the_observation_and_bounded() -> None:
 
 def test_how_they_begin() -> None:
     """Hidden layers as PyTorch's own; last layers likewise for SAC, and near 0 for DDPG."""
-    for cls, expected in ((DeterministicPolicy, 3e-3), (GaussianPolicy, 200**-0.5)):
+    for cls, expected in ((DeterministicPolicy, 3e-3), (StochasticPolicy, 200**-0.5)):
         policy = policy_for(cls, hidden_sizes=(300, 200))
         bounds = [(layer, layer.in_features**-0.5) for layer in policy.body.trunk.mlp.layers]
         for layer, bound in [*bounds, (policy.body.linear, expected)]:
@@ -224,9 +226,18 @@ def test_refuses_what_it_does_not_know(cls: Any) -> None:
     for options, match in [
         ({"precision": "float16"}, "precision is 'float16'"), ({"activation": "swish"}, "activation is 'swish'"),
         ({"encoder": "resnet"}, "encoder is 'resnet'"), ({"recurrent": "rnn"}, "recurrent is 'rnn'"),
-        ({"action": gs.Discrete(3)}, r"action_space is Discrete\(3\)"),
+        ({"action": gs.MultiDiscrete([3, 2])}, r"action_space is MultiDiscrete"),
         ({"action": gs.Box(-2, 2, (2,))}, "action_space is Box.*bound them in the environment"),
         ({"action": gs.Box(-np.inf, np.inf, (2,))}, "action_space is Box"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=match):
             policy_for(cls, **options)
+
+
+def test_a_stochastic_policy_for_discrete_actions_is_categorical() -> None:
+    policy = StochasticPolicy(gs.Box(-1, 1, (3,)), gs.Discrete(4), hidden_sizes=(5,))
+    params, _ = policy(AgentInputs(torch.randn(2, 6, 3)))
+    assert params.logits.shape == (2, 6, 4)
+    torch.testing.assert_close(params.logits.exp().sum(-1), torch.ones(2, 6))
+    with pytest.raises(ValueError, match="action_space is Discrete"):
+        DeterministicPolicy(gs.Box(-1, 1, (3,)), gs.Discrete(4))

@@ -86,7 +86,9 @@ def test_every_combination_acts_and_learns(
     values.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.any() or ".stages." in name, name  # residuals start at 0, and so does what is before
+        assert parameter.grad.any() or ".convolutions." in name, (
+            name
+        )  # residuals start at 0, and so does what is before
     with torch.no_grad():  # the same, row by row
         state = start
         for t in range(T):

@@ -56,6 +56,8 @@ class OnPolicy:
     normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
     scale_rewards: bool = False  # divide rewards by the running standard deviation of the discounted return
 
+    wants_threads = False
+
     def __post_init__(self) -> None:
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:

@@ -120,8 +120,10 @@ class DDPG(OffPolicy):
         return loss, loss.detach().unsqueeze(0)
 
     def _take_metrics(self) -> dict[str, Any]:
-        critic = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
-        return critic | dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
+        metrics = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
+        if self._policy_step.num_steps:
+            metrics |= dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""

@@ -1,5 +1,9 @@
 """Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905): a random policy that is rewarded for its entropy.
 
+With dropout and layer normalisation in the critics, many updates for each step, and few of them of the policy, it is
+DroQ (Hiraoka et al. 2022, arXiv 2110.02034); see the recipe `droq_mujoco`.  Of the ways to learn from fewer steps it is
+the one that needs no other parts: neither large ensembles (REDQ) nor batch normalisation over two batches (CrossQ).
+
 critics:      (Q_k(s, a) - y)^2 / 2,  y = r + discount * (min_k Q'_k(s', a') - alpha log pi(a'|s'))
 policy:       alpha log pi(a|s) - min_k Q_k(s, a)
 temperature:  -log alpha (log pi(a|s) + target_entropy)
@@ -19,7 +23,7 @@ from rlsurreal.agents.policy import PolicyAgent
 from rlsurreal.algos.off_policy import OffPolicy, Target
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
-from rlsurreal.ops.values import min_over_critics, temperature_loss
+from rlsurreal.ops.values import bootstrapped_target, min_over_critics, temperature_loss
 from rlsurreal.replays import ReplayRatio, Transitions
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.namedarraytuple import Tree
@@ -39,6 +43,7 @@ class SAC(OffPolicy):
     max_grad_norm: float = math.inf
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble))
     target_tau: float = 0.005  # how far target networks go in each update
+    policy_interval: int = 1  # updates from one of policy and temperature to the next
     temperature: float | Literal["auto"] = "auto"
     target_entropy: float | Literal["auto"] = "auto"  # in nats; "auto": minus the number of action dimensions
     initial_temperature: float = 1.0
@@ -47,6 +52,8 @@ class SAC(OffPolicy):
         super().__post_init__()
         if not 0 < self.target_tau <= 1:
             raise ValueError(f"SAC.target_tau is {self.target_tau}; it must lie in (0, 1]")
+        if self.policy_interval < 1:
+            raise ValueError(f"SAC.policy_interval is {self.policy_interval}; it must be at least 1")
         if self.temperature != "auto" and not self.temperature >= 0:
             raise ValueError(f"SAC.temperature is {self.temperature}; it must be 'auto', or at least 0")
         if not self.initial_temperature > 0:
@@ -55,11 +62,11 @@ class SAC(OffPolicy):
 
     def _build(self, compiled: bool) -> None:
         agent: PolicyAgent = self._agent
-        self._critics = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
-        self._critics.to(agent.device)
+        critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
+        self._critics = critics.to(agent.device)
         self._target = Target(self._critics)
         self._dim = agent.noise_spec.normal
-        self._entropy = -float(self._dim) if self.target_entropy == "auto" else self.target_entropy
+        self._entropy = self._auto_entropy() if self.target_entropy == "auto" else self.target_entropy
         start = self.initial_temperature if self.temperature == "auto" else self.temperature
         self._actor = _Actor(agent.module, start, learns=self.temperature == "auto").to(agent.device)
         options: Any = {"max_grad_norm": self.max_grad_norm, "eps": self.adam_eps, "compile": compiled}
@@ -75,33 +82,54 @@ class SAC(OffPolicy):
             self._actor, self._policy_loss, len(POLICY_METRICS) - 1, reads=[self._critics], **options
         )
 
+    def _auto_entropy(self) -> float:
+        if self._agent.num_actions is not None:
+            raise ValueError("SAC is for actions that are numbers; for Discrete ones use DiscreteSAC")
+        return -float(self._dim)
+
     def _update(self, batch: Transitions, progress: float) -> Tensor:
         rate = self._learning_rate_at(progress)
         for step in (self._critic_step, self._policy_step):
             step.learning_rate.fill_(rate)
-        noise = torch.randn(2, self.batch_size, self._dim, generator=self._generator, device=self._agent.device)
-        self._critic_step(batch, noise[0])
-        self._policy_step(batch.observation, noise[1])
+        self._critic_step(batch, self._noise(), self._dropout(2))
+        if (self._num_updates + 1) % self.policy_interval == 0:
+            self._policy_step(batch.observation, self._noise(), self._dropout(1))
         self._target.follow(self.target_tau)
         assert self._critic_step.extra is not None
         return self._critic_step.extra
 
-    def _critic_loss(self, batch: Transitions, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _noise(self) -> Tensor:
+        """Standard normal numbers ``[N, dim]``, for actions."""
+        size = (self.batch_size, self._dim)
+        return torch.randn(size, generator=self._generator, device=self._agent.device)
+
+    def _dropout(self, num_passes: int) -> Tensor | None:
+        """Uniform numbers ``[num_passes, K, N, n]`` for critics with dropout."""
+        critics = self._critics
+        if critics.num_noise == 0:
+            return None
+        size = (num_passes, critics.num_critics, self.batch_size, critics.num_noise)
+        return torch.rand(size, generator=self._generator, device=self._agent.device)
+
+    def _critic_loss(
+        self, batch: Transitions, noise: Tensor, dropout: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, metrics in the order of `CRITIC_METRICS` (the gradient's norm is added later), and priorities."""
+        target_dropout, own_dropout = (None, None) if dropout is None else dropout.unbind()
         with torch.no_grad():
             action, log_prob = self._act(batch.next_observation, noise)
-            value = min_over_critics(self._target.module(batch.next_observation, action))
-            target = batch.reward + batch.discount * (value - self._actor.temperature * log_prob)
-        values = self._critics(batch.observation, batch.action)
+            value = min_over_critics(self._target.module(batch.next_observation, action, target_dropout))
+            target = bootstrapped_target(batch.reward, batch.discount, value - self._actor.temperature * log_prob)
+        values = self._critics(batch.observation, batch.action, own_dropout)
         errors = values - target
         loss = (batch.weight * errors.square().sum(0)).mean() / 2
         error = errors.detach().abs().mean(0)
         return loss, torch.stack([loss, values.mean(), error.mean()]).detach(), error
 
-    def _policy_loss(self, observation: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _policy_loss(self, observation: Tree, noise: Tensor, dropout: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss of policy and temperature, metrics in the order of `POLICY_METRICS` (less the gradient's norm)."""
         action, log_prob = self._act(observation, noise)
-        value = min_over_critics(self._critics(observation, action))
+        value = min_over_critics(self._critics(observation, action, None if dropout is None else dropout[0]))
         temperature = self._actor.temperature.detach()
         loss = (temperature * log_prob - value).mean()
         whole = loss
@@ -115,8 +143,10 @@ class SAC(OffPolicy):
         return agent.distribution.sample_with_log_prob(params, Noise(normal=noise))
 
     def _take_metrics(self) -> dict[str, Any]:
-        critic = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
-        return critic | dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
+        metrics = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
+        if self._policy_step.num_steps:
+            metrics |= dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""

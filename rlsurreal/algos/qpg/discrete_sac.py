@@ -1,0 +1,62 @@
+"""SAC for Discrete actions (Christodoulou 2019, arXiv 1910.07207): expectations over actions are sums, not samples.
+
+critics:  (Q_k(s, a) - y)^2 / 2,  y = r + discount * sum_a' pi(a'|s') (min_k Q'_k(s', a') - alpha log pi(a'|s'))
+policy:   sum_a pi(a|s) (alpha log pi(a|s) - min_k Q_k(s, a))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlsurreal.agents import ModelSpec
+from rlsurreal.algos.qpg.sac import SAC
+from rlsurreal.models import QEnsemble
+from rlsurreal.ops.values import bootstrapped_target, min_over_critics, select, temperature_loss
+from rlsurreal.replays import Transitions
+from rlsurreal.structs import AgentInputs
+from rlsurreal.utils.namedarraytuple import Tree
+
+_ENTROPY_SHARE = 0.98  # of the greatest entropy there is: the paper's target
+
+
+@dataclass(kw_only=True, eq=False)
+class DiscreteSAC(SAC):
+    """Hyperparameters of SAC for Discrete actions; ``target_entropy`` "auto" is nearly that of random actions."""
+
+    critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=QEnsemble))
+
+    def _auto_entropy(self) -> float:
+        if self._agent.num_actions is None:
+            raise ValueError("DiscreteSAC is for Discrete actions; for numbers use SAC")
+        return _ENTROPY_SHARE * math.log(self._agent.num_actions)
+
+    def _critic_loss(
+        self, batch: Transitions, noise: Tensor, dropout: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            log_pi: Tensor = self._agent.learn(AgentInputs(batch.next_observation)).logits
+            after = min_over_critics(self._target.module(batch.next_observation))
+            value = (log_pi.exp() * (after - self._actor.temperature * log_pi)).sum(-1)
+            target = bootstrapped_target(batch.reward, batch.discount, value)
+        values = self._critics(batch.observation)
+        values = select(values, batch.action.expand(len(values), -1))
+        errors = values - target
+        loss = (batch.weight * errors.square().sum(0)).mean() / 2
+        error = errors.detach().abs().mean(0)
+        return loss, torch.stack([loss, values.mean(), error.mean()]).detach(), error
+
+    def _policy_loss(self, observation: Tree, noise: Tensor, dropout: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        log_pi: Tensor = self._agent.learn(AgentInputs(observation)).logits
+        with torch.no_grad():
+            value = min_over_critics(self._critics(observation))
+        temperature = self._actor.temperature.detach()
+        loss = (log_pi.exp() * (temperature * log_pi - value)).sum(-1).mean()
+        entropy = -(log_pi.exp() * log_pi).sum(-1)
+        whole = loss
+        if self._actor.learns:
+            whole = loss + temperature_loss(self._actor.log_temperature, -entropy.detach(), self._entropy)
+        return whole, torch.stack([loss, entropy.mean(), temperature]).detach()
