@@ -146,30 +146,35 @@ class NStep:
 
 def steps_of_return(timeline: Timeline, rows: np.ndarray, envs: np.ndarray, num_steps: int) -> np.ndarray:
     """The rows ``[n, N]`` that n-step returns from ``rows`` ``[N]`` go over; the last one of an episode repeats."""
+    if num_steps == 1:
+        return rows[None]
     times: np.ndarray = rows + np.minimum(np.arange(num_steps)[:, None], timeline.rows_left(rows, envs))
     return times
 
 
 def transitions(past: Past, items: Items, times: np.ndarray, reward: Tensor, discount: float) -> Transitions:
     """The batch of n-step returns over rows ``times`` ``[n, N]`` with ``reward`` ``[n, N]``."""
-    last = times[-1]
-    length = last - items.rows + 1  # m
-    if len(times) > 1:
+    storage, last = past.storage, times[-1]
+    what_follows: Tensor | float = discount
+    here = end = past.ring.flat(items.rows, items.envs)
+    if len(times) == 1:
+        reward = reward[0]
+    else:
+        end = past.ring.flat(last, items.envs)
+        length = last - items.rows + 1  # m
         is_counted = np.arange(len(times))[:, None] < length
         factors = np.where(is_counted, discount ** np.arange(len(times))[:, None], 0.0).astype(np.float32)
         reward = torch.where(past.to_device(is_counted), past.to_device(factors) * reward, 0.0).sum(0)
-    else:
-        reward = reward[0]
-    what_follows = past.to_device((discount**length).astype(np.float32))
+        what_follows = past.to_device((discount**length).astype(np.float32))
     return Transitions(
-        observation=past.storage.observation(items.rows, items.envs),
-        action=past.read("action", items.rows, items.envs),
+        observation=storage.observation(items.rows, items.envs),
+        action=storage.read("action", here),
         reward=reward,
-        discount=torch.where(past.read("terminated", last, items.envs), 0.0, what_follows),
-        next_observation=past.storage.observation(last + 1, items.envs),
+        discount=torch.where(storage.read("terminated", end), 0.0, what_follows),
+        next_observation=storage.observation(last + 1, items.envs),
         weight=past.to_device(items.weight),
-        agent_info=past.read("agent_info", items.rows, items.envs),
-        env_info=past.read("env_info", items.rows, items.envs),
+        agent_info=storage.read("agent_info", here),
+        env_info=storage.read("env_info", here),
     )
 
 
