@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import memory, options, sampling, serving, time_to_return, train, update
+from benchmarks import memory, options, replay, sampling, serving, time_to_return, train, update
 from benchmarks.contests import Plan
 from benchmarks.rows import Row, describe_machine, from_json, to_json, write
 from benchmarks.tasks import RETURN, TRAIN, UPDATE, Task
@@ -60,6 +60,7 @@ def parts(plan: Plan, quick: bool) -> dict[str, Callable[[], list[Row]]]:
         "sampling": lambda: sampling.run_quick(plan) if quick else sampling.run_workloads(sampling.NAMES, plan),
     }
     if not quick:
+        made["replay"] = lambda: replay.run_tasks(list(replay.TASKS), plan)
         made["serving"] = lambda: _kept(plan, "serving-rows", lambda: serving.run_rounds(plan.device))
         made["time to return"] = lambda: time_to_return.run_tasks(list(RETURN), plan)
     return made

@@ -116,7 +116,7 @@ TRAIN |= {
         "W4 DQN Pong, Nature CNN, batch 32, an update every 4 steps",
         _replayed("dqn", "Pong", num_envs=1, num_steps=4, batch_size=32, updates_per_step=0.25)
         | {"learning_rate": 1e-4, "capacity": 100_000, "target_interval": 250, "epsilon": 0.05},
-        {"one environment": {"sampler": "serial"}, "8 workers": {"sampler": "workers", "num_envs": 8}},
+        {"one environment": {"sampler": "serial"}},
         {"sb3": _DUMMY},
     ),
 }

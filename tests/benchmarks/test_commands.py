@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import everything, options, ours, peers, sampling
+from benchmarks import everything, options, ours, peers, replay, sampling
 from benchmarks.__main__ import main, make_parser
 from benchmarks.contests import Plan, entries_of
 from benchmarks.peers import PEERS, null_env
@@ -59,6 +59,7 @@ def test_peers_import_nothing_of_ours():
 def test_every_peer_of_a_task_is_known_and_pinned():
     named = {peer for task in [*TRAIN.values(), *UPDATE.values(), *RETURN.values()] for peer in task.peers}
     named |= {peer for table in SAMPLING_PEERS.values() for peer, _ in table}
+    named |= {peer for task in replay.TASKS.values() for peer in task.peers}
     assert named == set(PEERS)
     assert all(peer.script in SCRIPTS for peer in PEERS.values())
     assert all(any("==" in requirement for requirement in peer.requirements) for peer in PEERS.values())
@@ -85,7 +86,7 @@ def test_all_measures_everything_and_quick_a_part(tmp_path):
     plan = Plan(1, 1.0, "cpu", [], tmp_path)
     quick = ["memory", "update", "train", "sampling"]
     assert list(everything.parts(plan, quick=True)) == quick
-    assert list(everything.parts(plan, quick=False)) == [*quick, "serving", "time to return"]
+    assert list(everything.parts(plan, quick=False)) == [*quick, "replay", "serving", "time to return"]
 
 
 def test_parts_of_one_table_are_measured_in_one_way(tmp_path):
