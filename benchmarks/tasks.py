@@ -83,7 +83,7 @@ TRAIN: dict[str, Task] = {
     "W1c": Task(
         "W1c PPO HalfCheetah-v5, 64x64, 4 epochs, 4 of 1,024",
         _ppo("HalfCheetah-v5", 64, 64, 4, 1024),
-        _MUJOCO_OURS,
+        {name: {**own, "num_threads": 2} for name, own in _MUJOCO_OURS.items()},
         {**_SERIAL, "torchrl": {"vector": "processes", "num_workers": 2}},
         is_quick=True,
     ),
@@ -132,7 +132,7 @@ UPDATE: dict[str, Task] = {
     "mlp-1024": Task(
         "W6 PPO 2x64, minibatch 1,024",
         _ppo("HalfCheetah-v5", 64, 64, 4, 1024),
-        {"update": {"sampler": "serial"}},
+        {"update": {"sampler": "serial", "num_threads": 2}},
         {"sb3": _DUMMY, "sbx": _DUMMY, "cleanrl": {"vector": "sync"}},
     ),
     "cnn-256": Task(

@@ -268,7 +268,9 @@ class Algorithm(Protocol):
     """Learns from samples."""
 
     discount: float
-    wants_threads: bool  # whether its updates are bound by arithmetic, whatever is observed
+
+    def wants_threads(self, num_rows: int) -> bool:
+        """Whether its updates from slots of so many rows are bound by arithmetic, however small the network."""
 
     def initialize(
         self,

@@ -70,9 +70,12 @@ class OffPolicy:
         self._num_updates = 0
         self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
 
-    wants_threads = True  # batches of hundreds through layers of hundreds
     _keeps_info = False  # of the agent and the environment, in the replay
     _seconds_saved = 1e-3  # by compiling, in each update of small networks on one CPU core
+
+    def wants_threads(self, num_rows: int) -> bool:
+        """Yes: batches of hundreds go through layers of hundreds."""
+        return True
 
     @abstractmethod
     def _build(self, compiled: bool) -> None:

@@ -130,7 +130,9 @@ class Trainer:
     def _initialize(self) -> None:
         """Build everything; each part's random streams are derived from the one seed."""
         spaces = self.sampler.connect(seed=derive_seed(self.seed, "sampler"))
-        torch.set_num_threads(self.num_threads or _suitable_threads(spaces, self.algo))
+        torch.set_num_threads(
+            self.num_threads or _suitable_threads(spaces, self.algo.wants_threads(self.sampler.batch.size))
+        )
         self.agent.initialize(spaces, seed=derive_seed(self.seed, "model"), device=self.device)
         batch = self.sampler.batch
         num_iterations = -(-self.total_env_steps // (batch.num_steps * batch.num_envs))
@@ -181,7 +183,7 @@ class Trainer:
             json.dump(describe_environment(), file, indent=1)
 
 
-def _suitable_threads(spaces: Spaces, algo: Algorithm) -> int:
+def _suitable_threads(spaces: Spaces, algo_wants: bool) -> int:
     """Dispatch of small operations only loses by a second thread; arithmetic uses what is there."""
     has_images = any(len(leaf.shape or ()) == 3 for leaf in leaves(map_spaces(lambda leaf: leaf, spaces.observation)))
-    return min(count_cpus(), _MAX_THREADS) if has_images or algo.wants_threads else 1
+    return min(count_cpus(), _MAX_THREADS) if has_images or algo_wants else 1

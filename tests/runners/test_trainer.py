@@ -314,3 +314,11 @@ def test_parallel_training_learns_from_fresh_parameters(tmp_path):
     )
     lags = [float(row["rate/policy_lag"]) for row in rows(trainer(tmp_path, sampler=overlapped).train())]
     assert all(0 <= lag <= 2 for lag in lags) and max(lags) > 0
+
+
+def test_threads_are_for_arithmetic():
+    from rlsurreal.algos import A2C, PPO, SAC
+
+    assert not PPO(num_minibatches=32).wants_threads(2048) and PPO(num_minibatches=4).wants_threads(4096)
+    assert not A2C().wants_threads(256) and A2C().wants_threads(4096)
+    assert SAC().wants_threads(1)

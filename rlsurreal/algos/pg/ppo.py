@@ -123,6 +123,10 @@ class PPO(OnPolicy):
         return ppo_loss(self._agent, minibatch(data, index), coefficients, self)
 
     @property
+    def _num_steps_per_pass(self) -> int:  # type: ignore[override]
+        return self.num_minibatches
+
+    @property
     def _num_steps_per_update(self) -> int:
         return self.num_epochs * self.num_minibatches
 
