@@ -195,7 +195,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name):
 
 @pytest.mark.compiles
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [name for name in CASES if name != "r2d2"])
+@pytest.mark.parametrize(
+    "name", sorted(CASES.keys() - {"r2d2", "qr-dqn", "sac-fixed"})
+)  # not compiled; much like others
 def test_compiled_updates_equal_eager_ones(name):
     eager, compiled = Run(name), Run(name, compile="on")
     ours, theirs = compiled.advance(8), eager.advance(8)
