@@ -283,7 +283,12 @@ class Algorithm(Protocol):
     ) -> None:
         """Build optimizers and other run-time state.
 
-        ``compile``: whether to compile the gradient step; ``num_iterations``: calls of `update` to come, if known.
+        Args:
+            agent: initialized.
+            batch: the slots that `update` will see.
+            seed: of what is drawn in updates.
+            compile: gradient steps; "auto": if the run is long enough to earn back the time that it takes.
+            num_iterations: calls of `update` to come, as far as that is known.
         """
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlsurreal.agents.base import ModelAgent, ModelSpec
 from rlsurreal.distributions import Distribution
 from rlsurreal.models import DeterministicPolicy, StochasticPolicy
+from rlsurreal.ops.values import any_index
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
 
@@ -25,6 +26,13 @@ class NoiseState(NamedArrayTuple):
 
     drift: Any  # float32 [B, dim]: the Ornstein-Uhlenbeck process; 0 at an episode's start
     env: Any  # float32 [B]: global index of the environment
+
+
+def _check_memory(agent: object, module: Any) -> None:
+    if module.recurrent:
+        raise ValueError(
+            f"{type(agent).__name__}'s policy is recurrent, which its algorithms do not learn; leave it out"
+        )
 
 
 def _check_actions(agent: object, space: Any) -> None:
@@ -47,6 +55,7 @@ class PolicyAgent(ModelAgent):
         if self.num_actions is None:
             _check_actions(self, spaces.action)
         module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
+        _check_memory(self, module)
         self.distribution: Distribution = module.distribution
         module.register_buffer("exploration", torch.ones(()))  # 1: at random; published with the parameters
         own = self.distribution.noise_spec
@@ -73,7 +82,7 @@ class PolicyAgent(ModelAgent):
         if self.num_actions is None:
             anything = 2 * rest - 1
         else:
-            anything = (rest[..., 0] * self.num_actions).long().clamp(max=self.num_actions - 1)
+            anything = any_index(rest[..., 0], self.num_actions)
         module: Any = self.module
         return AgentStep(torch.where(module.exploration > 0, anything, action)), state
 
@@ -111,6 +120,7 @@ class DeterministicAgent(ModelAgent):
         """Build the policy for ``spaces``, with initial weights drawn from ``seed``."""
         _check_actions(self, spaces.action)
         module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
+        _check_memory(self, module)
         # 1: at random; and by how much each environment's noise is larger than that of the one before.  Published with
         # the parameters.
         module.register_buffer("exploration", torch.tensor([1.0, 0.0]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlsurreal.agents.base import ModelAgent, ModelSpec
 from rlsurreal.agents.return_heads import Expected, ReturnHead
 from rlsurreal.models import QNetwork
-from rlsurreal.ops.values import greedy, select
+from rlsurreal.ops.values import any_index, greedy, select
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves
 from rlsurreal.utils.schedules import Schedule, as_schedule
@@ -101,7 +101,7 @@ class QAgent(ModelAgent):
         if noise is not None:
             log_epsilon, spread = module.exploration.unbind()
             explores = noise.uniform[..., 0] < torch.exp(log_epsilon * (1 + spread * state.env))
-            anything = (noise.uniform[..., 1] * self.num_actions).long().clamp(max=self.num_actions - 1)
+            anything = any_index(noise.uniform[..., 1], self.num_actions)
             action = torch.where(explores, anything, action)
         info = QInfo(select(expected, action), expected.amax(-1))
         return AgentStep(action, info), QState(network, state.env)

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlsurreal.algos.update import flatten_parameters
+from rlsurreal.algos.update import GradientStep, flatten_parameters
 from rlsurreal.ops.values import polyak
 from rlsurreal.replays import Replay, ReplayRatio, Ticket
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.programs import Compile, should_compile
+from rlsurreal.utils.torch_tree import upload
+
+
+class Parts(NamedTuple):
+    """What an algorithm has built, by name: all that is logged, saved and restored alike."""
+
+    steps: Mapping[str, tuple[GradientStep, Sequence[str]]]  # and the names of their metrics
+    targets: Mapping[str, Target]
+    networks: Mapping[str, nn.Module]  # that are not the agent's
 
 
 @dataclass(kw_only=True, eq=False)
@@ -48,15 +57,7 @@ class OffPolicy:
         compile: Compile = "off",
         num_iterations: int | None = None,
     ) -> None:
-        """Build optimizers, target networks and the replay.
-
-        Args:
-            agent: initialized.
-            batch: the slots that `update` will see.
-            seed: of what is drawn from the replay, and of the noise of updates.
-            compile: the gradient steps; "auto": if the run is long enough to earn back the time that it takes.
-            num_iterations: how often `update` will be called, as far as that is known.
-        """
+        """Build optimizers, target networks and the replay; see `rlsurreal.structs.Algorithm`."""
         self._agent, self._batch, self._seed = agent, batch, seed
         self._num_envs = batch.total_envs or batch.first_env + batch.num_envs
         self._generator = torch.Generator(device=agent.device).manual_seed(seed)
@@ -68,7 +69,7 @@ class OffPolicy:
             rows_per_update = self.batch_size * self._rows_per_item
             num_updates = int(num_iterations * batch.size * self.limiter.ratio / rows_per_update)
         self._num_updates = 0
-        self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
+        self._parts = self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
 
     _keeps_info = False  # of the agent and the environment, in the replay
     _seconds_saved = 1e-3  # by compiling, in each update of small networks on one CPU core
@@ -78,20 +79,17 @@ class OffPolicy:
         return True
 
     @abstractmethod
-    def _build(self, compiled: bool) -> None:
-        """Optimizers and target networks."""
+    def _build(self, compiled: bool) -> Parts:
+        """Optimizers, target networks, and networks of the algorithm's own."""
 
     @abstractmethod
     def _update(self, batch: Tree, progress: float) -> Tensor:
         """One update; new priorities ``[N]``."""
 
-    @abstractmethod
-    def _take_metrics(self) -> dict[str, Any]:
-        """Means over the updates since the last call."""
-
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """Take in a slot, and make the updates that are due.  Metrics of these, if there were any."""
         self.replay.append(samples, self._first_priority())
+        self._update_normalizers(samples)
         self.limiter.appended(int(samples.env.valid[: self._batch.num_steps].sum()))
         # A resumed run fills its replay with what the agent does by now.
         at_random = self._num_updates == 0 and not self.limiter.has_begun
@@ -105,6 +103,23 @@ class OffPolicy:
         metrics: dict[str, Any] = {"replay/ratio": self.limiter.achieved, "update/updates": self._num_updates}
         if num_updates:
             metrics |= self._take_metrics()
+        return metrics
+
+    def _update_normalizers(self, samples: Samples) -> None:
+        """Take the slot into the running statistics of all networks that keep some."""
+        num_steps, device = self._batch.num_steps, self._agent.device
+        for network in (self._agent.module, *self._parts.networks.values()):
+            normalizer: Any = getattr(network, "normalizer", None)
+            if normalizer is not None:
+                env = samples.env[:num_steps]
+                normalizer.update(upload(env.observation, device), upload(env.valid, device))
+
+    def _take_metrics(self) -> dict[str, Any]:
+        """Means over the gradient steps since the last call."""
+        metrics: dict[str, Any] = {}
+        for step, names in self._parts.steps.values():
+            if step.num_steps:
+                metrics |= zip(names, step.take_metrics())
         return metrics
 
     def _set_priorities(self, ticket: Ticket, priority: Tensor) -> None:
@@ -126,6 +141,9 @@ class OffPolicy:
             "generator": self._generator.get_state(),
             "num_updates": self._num_updates,
             "limiter": self.limiter.state_dict(),
+            "steps": {name: step.state_dict() for name, (step, _) in self._parts.steps.items()},
+            "targets": {name: target.state_dict() for name, target in self._parts.targets.items()},
+            "networks": {name: _copy(network.state_dict()) for name, network in self._parts.networks.items()},
             "replay": self.replay.state_dict() if self.save_replay else None,
         }
 
@@ -133,6 +151,12 @@ class OffPolicy:
         """Continue from `state_dict`; without a saved replay it fills anew before learning goes on."""
         self._generator.set_state(state["generator"])
         self._num_updates = state["num_updates"]
+        for name, (step, _) in self._parts.steps.items():
+            step.load_state_dict(state["steps"][name])
+        for name, target in self._parts.targets.items():
+            target.load_state_dict(state["targets"][name])
+        for name, network in self._parts.networks.items():
+            network.load_state_dict(state["networks"][name])
         if state["replay"] is not None:
             self.limiter.load_state_dict(state["limiter"])
             self.replay.load_state_dict(state["replay"])
@@ -161,3 +185,7 @@ class Target:
     def load_state_dict(self, state: Tensor) -> None:
         """Continue from `state_dict`."""
         self._flat.copy_(state)
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

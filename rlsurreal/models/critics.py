@@ -39,7 +39,7 @@ class CriticEnsemble(nn.Module):
     """K critics with the same layers and weights of their own, computed together as batched matrix products.
 
     Critics of images share one encoder, which belongs to the ensemble.  A policy can be given the same one:
-    ``policy.body.trunk.encoder = critics.encoder``.
+    ``policy.trunk.encoder = critics.encoder``.
 
     Args:
         observation_space: `Spaces.observation`.

@@ -17,15 +17,16 @@ Arguments are as those of `rlsurreal.models.actor_critic`.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces as gs
 from torch import Tensor, nn
 
-from rlsurreal.distributions import Distribution, Gaussian
+from rlsurreal.distributions import Gaussian
 from rlsurreal.distributions.base import to_event
 from rlsurreal.distributions.discrete import Categorical
 from rlsurreal.models.encoders import EncoderName, ObservationEncoder
@@ -34,11 +35,66 @@ from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_
 from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import Tree
 
-_FINAL_BOUND = 3e-3  # Lillicrap et al. 2016, section 7
 _MIN_LOG_STD, _MAX_LOG_STD = -20.0, 2.0  # as in the authors' program of SAC
 
 
-class DeterministicPolicy(nn.Module):
+class _Policy(nn.Module):
+    """All of a policy but what its outputs mean: they are as many as its distribution has features."""
+
+    distribution: Any
+    _final_bound: float | None = None  # of the last layer's first weights, where they are not PyTorch's own
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        *,
+        hidden_sizes: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        layer_norm: bool = False,
+        encoder: EncoderName = "auto",
+        recurrent: Literal["lstm", "gru"] | None = None,
+        recurrent_size: int = 256,
+        normalize_observation: bool = False,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        check_precision(precision)
+        self.distribution = self._make_distribution(action_space)
+        self.normalizer = RunningNorm(observation_space) if normalize_observation else None
+        self.trunk = Trunk(
+            ObservationEncoder(observation_space, encoder),
+            self.distribution,
+            hidden_sizes,
+            activation=activation,
+            layer_norm=layer_norm,
+            recurrent=recurrent,
+            recurrent_size=recurrent_size,
+        )
+        init_uniform(self.trunk.mlp)
+        self.linear = nn.Linear(self.trunk.out_features, self.distribution.num_features)
+        if self._final_bound is not None:
+            for parameter in self.linear.parameters():
+                nn.init.uniform_(parameter, -self._final_bound, self._final_bound)
+        self.recurrent = recurrent is not None
+        self.precision: Precision = precision
+
+    @abstractmethod
+    def _make_distribution(self, action_space: gym.Space) -> Gaussian | Categorical:
+        """Of the actions.  ValueError: there is none for them."""
+
+    def initial_state(self, num_envs: int) -> Tree:
+        """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
+        return self.trunk.initial_state(num_envs)
+
+    def _outputs(self, inputs: AgentInputs, state: Tree, first: Tensor | None) -> tuple[Tensor, Tree]:
+        inputs = normalized(inputs, self.normalizer)
+        with computing_in(self.precision, inputs.observation):
+            features, state = self.trunk(inputs, state, first)
+            return self.linear(features).float(), state
+
+
+class DeterministicPolicy(_Policy):
     """One action for each observation, bounded by tanh (DDPG: Lillicrap et al. 2016, arXiv 1509.02971; TD3; D4PG).
 
     The last layer starts near 0, so that the first actions are far from where tanh is flat.
@@ -63,54 +119,18 @@ class DeterministicPolicy(nn.Module):
         ValueError: an option is not known, an image does not suit its encoder, or actions are not within [-1, 1].
     """
 
-    def __init__(
-        self,
-        observation_space: gym.Space,
-        action_space: gym.Space,
-        *,
-        hidden_sizes: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        layer_norm: bool = False,
-        encoder: EncoderName = "auto",
-        recurrent: Literal["lstm", "gru"] | None = None,
-        recurrent_size: int = 256,
-        normalize_observation: bool = False,
-        precision: Precision = "float32",
-    ) -> None:
-        super().__init__()
-        self._distribution = Gaussian(_bounded_shape(action_space))
-        self.body = _Body(
-            observation_space,
-            self._distribution,
-            hidden_sizes=hidden_sizes,
-            activation=activation,
-            layer_norm=layer_norm,
-            encoder=encoder,
-            recurrent=recurrent,
-            recurrent_size=recurrent_size,
-            normalize_observation=normalize_observation,
-            precision=precision,
-        )
-        for parameter in self.body.linear.parameters():
-            nn.init.uniform_(parameter, -_FINAL_BOUND, _FINAL_BOUND)
-        self.recurrent = recurrent is not None
+    _final_bound = 3e-3  # Lillicrap et al. 2016, section 7
 
-    @property
-    def normalizer(self) -> RunningNorm | None:
-        """Running statistics of observations, if there are any."""
-        return self.body.normalizer
-
-    def initial_state(self, num_envs: int) -> Tree:
-        """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
-        return self.body.trunk.initial_state(num_envs)
+    def _make_distribution(self, action_space: gym.Space) -> Gaussian:
+        return Gaussian(_bounded_shape(action_space))
 
     def forward(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> tuple[Tensor, Tree]:
         """The action in [-1, 1], float32 ``[..., *shape]``, and the next state; arguments as in `ActorCritic`."""
-        outputs, state = self.body(inputs, state, first)
-        return to_event(outputs.tanh(), self._distribution.shape), state
+        outputs, state = self._outputs(inputs, state, first)
+        return to_event(outputs.tanh(), self.distribution.shape), state
 
 
-class StochasticPolicy(nn.Module):
+class StochasticPolicy(_Policy):
     """A squashed Gaussian, mean and standard deviation both from the observation; a categorical for Discrete actions.
 
     SAC: Haarnoja et al. 2018, arXiv 1812.05905.  The logarithm of the standard deviation is bounded to [-20, 2].
@@ -120,96 +140,16 @@ class StochasticPolicy(nn.Module):
         distribution: whose parameters `forward` gives; draws actions and says how much noise that takes.
     """
 
-    def __init__(
-        self,
-        observation_space: gym.Space,
-        action_space: gym.Space,
-        *,
-        hidden_sizes: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        layer_norm: bool = False,
-        encoder: EncoderName = "auto",
-        recurrent: Literal["lstm", "gru"] | None = None,
-        recurrent_size: int = 256,
-        normalize_observation: bool = False,
-        precision: Precision = "float32",
-    ) -> None:
-        super().__init__()
-        self.distribution = _distribution(action_space)
-        self.body = _Body(
-            observation_space,
-            self.distribution,
-            hidden_sizes=hidden_sizes,
-            activation=activation,
-            layer_norm=layer_norm,
-            encoder=encoder,
-            recurrent=recurrent,
-            recurrent_size=recurrent_size,
-            normalize_observation=normalize_observation,
-            precision=precision,
-        )
-        self.recurrent = recurrent is not None
-
-    @property
-    def normalizer(self) -> RunningNorm | None:
-        """Running statistics of observations, if there are any."""
-        return self.body.normalizer
-
-    def initial_state(self, num_envs: int) -> Tree:
-        """The null state, tensors ``[num_envs, ...]``, or None for models that are not recurrent."""
-        return self.body.trunk.initial_state(num_envs)
+    def _make_distribution(self, action_space: gym.Space) -> Gaussian | Categorical:
+        if isinstance(action_space, gs.Discrete):
+            return Categorical(int(action_space.n))
+        bounds = {"min_std": math.exp(_MIN_LOG_STD), "max_std": math.exp(_MAX_LOG_STD)}
+        return Gaussian(_bounded_shape(action_space), squash=True, std="state", **bounds)
 
     def forward(self, inputs: AgentInputs, state: Tree = None, first: Tensor | None = None) -> tuple[Tree, Tree]:
         """Parameters of `distribution` and the next state; arguments as in `ActorCritic`."""
-        outputs, state = self.body(inputs, state, first)
+        outputs, state = self._outputs(inputs, state, first)
         return self.distribution.params(outputs), state
-
-
-class _Body(nn.Module):
-    """All of a policy but what its outputs mean; they are as many as ``distribution`` has features."""
-
-    def __init__(
-        self,
-        observation_space: gym.Space,
-        distribution: Distribution,
-        *,
-        hidden_sizes: Sequence[int],
-        activation: str,
-        layer_norm: bool,
-        encoder: EncoderName,
-        recurrent: Literal["lstm", "gru"] | None,
-        recurrent_size: int,
-        normalize_observation: bool,
-        precision: Precision,
-    ) -> None:
-        super().__init__()
-        check_precision(precision)
-        self.normalizer = RunningNorm(observation_space) if normalize_observation else None
-        self.trunk = Trunk(
-            ObservationEncoder(observation_space, encoder),
-            distribution,
-            hidden_sizes,
-            activation=activation,
-            layer_norm=layer_norm,
-            recurrent=recurrent,
-            recurrent_size=recurrent_size,
-        )
-        init_uniform(self.trunk.mlp)
-        self.linear = nn.Linear(self.trunk.out_features, distribution.num_features)
-        self.precision: Precision = precision
-
-    def forward(self, inputs: AgentInputs, state: Tree, first: Tensor | None) -> tuple[Tensor, Tree]:
-        inputs = normalized(inputs, self.normalizer)
-        with computing_in(self.precision, inputs.observation):
-            features, state = self.trunk(inputs, state, first)
-            return self.linear(features).float(), state
-
-
-def _distribution(action_space: gym.Space) -> Gaussian | Categorical:
-    if isinstance(action_space, gs.Discrete):
-        return Categorical(int(action_space.n))
-    bounds = {"min_std": math.exp(_MIN_LOG_STD), "max_std": math.exp(_MAX_LOG_STD)}
-    return Gaussian(_bounded_shape(action_space), squash=True, std="state", **bounds)
 
 
 def _bounded_shape(action_space: gym.Space) -> tuple[int, ...]:

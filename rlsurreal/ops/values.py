@@ -86,6 +86,11 @@ def greedy(values: Tensor) -> Tensor:
     return values.argmax(-1)
 
 
+def any_index(uniform: Tensor, count: int) -> Tensor:
+    """Whole numbers below ``count``, int64 ``[...]``, all alike likely, from numbers in [0, 1)."""
+    return (uniform * count).long().clamp(max=count - 1)  # rounding may reach ``count``
+
+
 def min_over_critics(values: Tensor) -> Tensor:
     """The least of K critics' values ``[K, ...]``, ``[...]`` (Fujimoto et al. 2018, TD3, arXiv 1802.09477).
 

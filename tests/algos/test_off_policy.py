@@ -75,6 +75,11 @@ CASES: dict[str, Any] = {
     ),
     "sac": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), **settings())),
     "sac-fixed": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), temperature=0.2, **settings())),
+    "sac-normalized": (
+        PENDULUM,
+        lambda: PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={**SMALL, "normalize_observation": True})),
+        lambda: SAC(critic=critic(normalize_observation=True), **settings()),
+    ),
     "discrete-sac": (
         CARTPOLE,
         policy_agent,
@@ -152,13 +157,33 @@ def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name):
     assert metrics[-1]["replay/ratio"] == pytest.approx(limiter.ratio, rel=0.2)
 
 
+def test_statistics_of_observations_are_kept_by_every_network_that_wants_them():
+    run = Run("sac-normalized")
+    run.advance(5)
+    for network in (run.agent.module, run.algo._critics, run.algo._target.module):
+        (leaf,) = network.normalizer.leaves
+        assert leaf.count.item() == run.num_steps > 20 and leaf.mean.any()
+
+
+def test_networks_with_memory_are_refused_where_it_is_not_learned():
+    run = Run("dqn")
+    with_memory = q_agent(recurrent="lstm", recurrent_size=5)
+    with_memory.initialize(run.agent.spaces, seed=0)
+    with pytest.raises(ValueError, match="with R2D2"):
+        CASES["dqn"][2]().initialize(with_memory, BATCH, seed=0)
+    with pytest.raises(ValueError, match="policy is recurrent"):
+        PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"recurrent": "lstm"})).initialize(
+            Run("sac").agent.spaces, seed=0
+        )
+
+
 @EVERY
 def test_nothing_is_learned_before_there_is_enough(name):
     run = Run(name)
     before = {key: tensor.clone() for key, tensor in run.tensors().items() if "exploration" not in key}
     run.advance(2)  # 16 steps at most
     after = run.tensors()
-    assert all(torch.equal(before[key], after[key]) for key in before if "limiter" not in key)
+    assert all(torch.equal(before[key], after[key]) for key in before if "normalizer" not in key)
 
 
 @EVERY
@@ -196,7 +221,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name):
 @pytest.mark.compiles
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "name", sorted(CASES.keys() - {"r2d2", "qr-dqn", "sac-fixed"})
+    "name", sorted(CASES.keys() - {"r2d2", "qr-dqn", "sac-fixed", "sac"})
 )  # not compiled; much like others
 def test_compiled_updates_equal_eager_ones(name):
     eager, compiled = Run(name), Run(name, compile="on")

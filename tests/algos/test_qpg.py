@@ -86,7 +86,7 @@ def test_sac_policy_and_temperature_by_a_slow_definition():
     value = algo._critics(data.observation, action).amin(0)
     policy_loss = (0.5 * log_prob - value).mean()
     torch.testing.assert_close(metrics[0], policy_loss.detach(), rtol=1e-4, atol=1e-5)
-    parameters = [*algo._agent.module.parameters(), algo._actor.log_temperature]
+    parameters = [*algo._agent.module.parameters(), algo._temperature.log]
     own = torch.autograd.grad(loss, parameters)
     theirs = torch.autograd.grad(policy_loss, parameters[:-1])
     for one, other in zip(own, theirs):
@@ -98,9 +98,9 @@ def test_sac_policy_and_temperature_by_a_slow_definition():
 @pytest.mark.parametrize(("entropy", "rises"), [(100.0, True), (-100.0, False)])
 def test_sac_temperature_goes_where_the_entropy_is_wanted(entropy, rises):
     algo = make_sac(target_entropy=entropy, learning_rate=0.1)
-    before = algo._actor.temperature.item()
+    before = algo._temperature.value.item()
     algo._update(batch(), 0.0)
-    assert (algo._actor.temperature.item() > before) == rises
+    assert (algo._temperature.value.item() > before) == rises
 
 
 def test_sac_steps_change_only_their_own_parameters():
@@ -122,7 +122,7 @@ def test_fixed_temperature_stays_and_zero_is_allowed():
     for temperature in (0.0, 0.2):
         algo = make_sac(temperature=temperature, learning_rate=0.1)
         algo._update(batch(), 0.0)
-        assert algo._actor.temperature.item() == pytest.approx(temperature)
+        assert algo._temperature.value.item() == pytest.approx(temperature)
         assert torch.isfinite(algo._policy_step.flat).all()
 
 
@@ -266,7 +266,7 @@ def test_discrete_sac_by_a_slow_definition():
             entropies.append(-sum(float(p) * float(p.log()) for p in pi))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert metrics.tolist() == pytest.approx([expected_policy, np.mean(entropies), 0.5], rel=1e-4)
-    (slope,) = torch.autograd.grad(policy_loss, [algo._actor.log_temperature])
+    (slope,) = torch.autograd.grad(policy_loss, [algo._temperature.log])
     assert slope.item() == pytest.approx(np.mean(entropies) - 0.98 * np.log(3), rel=1e-3)
 
 

@@ -97,13 +97,13 @@ def test_shapes(cls: Any, shape: tuple[int, ...]) -> None:
 def test_deterministic_actions_by_hand() -> None:
     policy = policy_for(DeterministicPolicy, layer_norm=True)
     with torch.no_grad():
-        policy.body.linear.weight *= 1000
+        policy.linear.weight *= 1000
     x = torch.randn(B, 4)
     hidden = x
-    for layer, norm in zip(policy.body.trunk.mlp.layers, policy.body.trunk.mlp.norms):
+    for layer, norm in zip(policy.trunk.mlp.layers, policy.trunk.mlp.norms):
         hidden = torch.relu(norm(layer(hidden)))
     action, _ = policy(AgentInputs(x))
-    torch.testing.assert_close(action, torch.tanh(policy.body.linear(hidden)))
+    torch.testing.assert_close(action, torch.tanh(policy.linear(hidden)))
     assert action.abs().max() > 0.5
 
 
@@ -114,8 +114,8 @@ def test_log_std_is_of_the_observation_and_bounded() -> None:
     assert not torch.equal(params.log_std[0], params.log_std[1]) and params.log_std.abs().max() < 1
     for bias, expected in ((100.0, 2.0), (-100.0, -20.0), (-19.0, -19.0)):
         with torch.no_grad():
-            policy.body.linear.weight.zero_()
-            policy.body.linear.bias.copy_(torch.tensor([0.5, -0.5, bias, bias]))
+            policy.linear.weight.zero_()
+            policy.linear.bias.copy_(torch.tensor([0.5, -0.5, bias, bias]))
         params, _ = policy(AgentInputs(torch.randn(B, 4)))
         torch.testing.assert_close(params.mean, torch.tensor([0.5, -0.5]).expand(B, 2))
         torch.testing.assert_close(params.log_std, torch.full((B, 2), expected))
@@ -127,13 +127,13 @@ def test_how_they_begin() -> None:
     """Hidden layers as PyTorch's own; last layers likewise for SAC, and near 0 for DDPG."""
     for cls, expected in ((DeterministicPolicy, 3e-3), (StochasticPolicy, 200**-0.5)):
         policy = policy_for(cls, hidden_sizes=(300, 200))
-        bounds = [(layer, layer.in_features**-0.5) for layer in policy.body.trunk.mlp.layers]
-        for layer, bound in [*bounds, (policy.body.linear, expected)]:
+        bounds = [(layer, layer.in_features**-0.5) for layer in policy.trunk.mlp.layers]
+        for layer, bound in [*bounds, (policy.linear, expected)]:
             assert 0.9 * bound < layer.weight.abs().max() <= bound and layer.bias.any()
         action, _ = policy(AgentInputs(torch.randn(100, 4) * 10))
         if cls is DeterministicPolicy:
             assert action.abs().max() < 0.2
-    assert DeterministicPolicy(VECTOR, ACTION).body.trunk.out_features == 256
+    assert DeterministicPolicy(VECTOR, ACTION).trunk.out_features == 256
 
 
 @POLICIES
@@ -149,7 +149,7 @@ def test_normalisation_is_in_front(cls: Any) -> None:
 
 def test_the_encoder_of_critics_may_be_a_policys_too() -> None:
     critics, policy = CriticEnsemble(IMAGE, ACTION), policy_for(DeterministicPolicy, IMAGE)
-    policy.body.trunk.encoder = critics.encoder
+    policy.trunk.encoder = critics.encoder
     inputs = random_inputs(IMAGE, B)
     before, _ = policy(inputs)
     with torch.no_grad():

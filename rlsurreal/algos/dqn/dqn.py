@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from rlsurreal.agents.q import QAgent
 from rlsurreal.agents.return_heads import ReturnHead
-from rlsurreal.algos.off_policy import OffPolicy, Target
+from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.ops.values import greedy, select
-from rlsurreal.replays import ReplayRatio, Transitions
+from rlsurreal.replays import ReplayRatio, Transitions, Windows
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.schedules import Schedule, as_schedule
 
@@ -51,8 +51,10 @@ class DQN(OffPolicy):
             raise ValueError(f"{type(self).__name__}.target_tau is {self.target_tau}; it must lie in (0, 1]")
         self._learning_rate_at = as_schedule(self.learning_rate)
 
-    def _build(self, compiled: bool) -> None:
+    def _build(self, compiled: bool) -> Parts:
         agent: QAgent = self._agent
+        if agent.uses_previous and not isinstance(self.replay.extractor, Windows):
+            raise ValueError("the Q-network is recurrent: learn from sequences, with R2D2")
         self._target = Target(agent.module)
         self._gradient_step = GradientStep(
             agent.module,
@@ -64,6 +66,7 @@ class DQN(OffPolicy):
             eps=self.adam_eps,
             compile=compiled,
         )
+        return Parts({"q": (self._gradient_step, METRICS)}, {"q": self._target}, {})
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
         step = self._gradient_step
@@ -100,20 +103,6 @@ class DQN(OffPolicy):
         loss = (batch.weight * loss).mean()
         metrics = torch.stack([loss, head.expected(values).mean(), error.mean()]).detach()
         return loss, metrics, error
-
-    def _take_metrics(self) -> dict[str, Any]:
-        return dict(zip(METRICS, self._gradient_step.take_metrics()))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, besides the agent."""
-        own = {"optimizer": self._gradient_step.state_dict(), "target": self._target.state_dict()}
-        return {**super().state_dict(), **own}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        super().load_state_dict(state)
-        self._gradient_step.load_state_dict(state["optimizer"])
-        self._target.load_state_dict(state["target"])
 
 
 def _outputs(module: nn.Module, inputs: AgentInputs, noise: Noise) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlsurreal.agents.return_heads import Expected
 from rlsurreal.algos.dqn.dqn import DQN
+from rlsurreal.algos.off_policy import Parts
 from rlsurreal.ops.values import (
     greedy,
     n_step_targets,
@@ -29,7 +30,8 @@ from rlsurreal.ops.values import (
 )
 from rlsurreal.replays import Prioritized, Replay, ReplayRatio, Sequences, Windows
 from rlsurreal.structs import AgentInputs, Noise
-from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.namedarraytuple import Tree
+from rlsurreal.utils.schedules import Schedule
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,7 +44,7 @@ class R2D2(DQN):
         default_factory=lambda: Replay(selector=Prioritized(alpha=0.9, beta=0.6), extractor=Windows())
     )
     limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=1.0, min_steps=50_000))  # learned rows
-    learning_rate: Any = 1e-4
+    learning_rate: float | Schedule = 1e-4
     adam_eps: float = 1e-3
     max_grad_norm: float = 80.0
     target_interval: int = 2_500
@@ -57,10 +59,12 @@ class R2D2(DQN):
         if not isinstance(self.replay.extractor, Windows):
             raise ValueError("R2D2 learns from sequences: it needs Replay(extractor=Windows(...))")
 
-    def _build(self, compiled: bool) -> None:
+    def _build(self, compiled: bool) -> Parts:
         if not self._agent.module.recurrent or not isinstance(self._agent.head, Expected):
             raise ValueError("R2D2 needs a recurrent Q-network and the head Expected; see the recipe r2d2_atari")
-        super()._build(compiled=False)  # a recurrent pass goes from reset to reset, so its course depends on the data
+        return super()._build(
+            compiled=False
+        )  # a recurrent pass goes from reset to reset, so its course depends on the data
 
     @property
     def _rows_per_item(self) -> int:
@@ -87,9 +91,10 @@ class R2D2(DQN):
             if self.double:  # without noise a second pass would give the same
                 chooser = values if noise.normal is None else self._pass(online, batch, noise[2])
             best = select(next_values, greedy(chooser))
-        learned: Sequences = tree_map(lambda x: x[self._windows.burn_in :], batch._replace(state=None, weight=None))
-        wanted, valid = self._targets(learned, best)
-        chosen = select(values[: len(wanted)], learned.action[: len(wanted)])
+        learned = slice(self._windows.burn_in, None)
+        flags = (batch.terminated[learned], batch.truncated[learned], batch.valid[learned])
+        wanted, valid = self._targets(batch.reward[learned], *flags, best)
+        chosen = select(values[: len(wanted)], batch.action[learned][: len(wanted)])
         error = torch.where(valid, wanted - chosen, 0.0)
         loss = weighted_masked_mean(self._agent.head.delta_loss(error), batch.weight.expand_as(error), valid)
         magnitude = error.detach().abs()
@@ -108,23 +113,23 @@ class R2D2(DQN):
         values: Tensor = module(inputs[rest], state, batch.first[rest], noise=_part(noise, rest))[0]
         return values
 
-    def _targets(self, rows: Any, best: Tensor) -> tuple[Tensor, Tensor]:
+    def _targets(
+        self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor, best: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Targets ``[num_steps, N]`` of rows whose observations bootstrap with ``best``, and where they are defined."""
         if self.rescale_values:
             best = value_unscale(best)
-        flags = (rows.terminated, rows.truncated, rows.valid)
-        wanted, valid = n_step_targets(rows.reward, *flags, best, self.discount, self._windows.num_ahead)
+        flags = (terminated, truncated, valid)
+        wanted, valid = n_step_targets(reward, *flags, best, self.discount, self._windows.num_ahead)
         return (value_rescale(wanted) if self.rescale_values else wanted), valid
 
     def _first_priority(self) -> Callable[[Callable[[str], Tree]], np.ndarray]:
         """From the values that the acting network recorded: a first guess that costs no pass."""
 
         def priority(read: Callable[[str], Tree]) -> np.ndarray:
-            rows = Sequences(*[None] * len(Sequences._fields))._replace(
-                **{name: read(name)[self._windows.burn_in :] for name in ("reward", "terminated", "truncated", "valid")}
-            )
-            info = tree_map(lambda x: x[self._windows.burn_in :], read("agent_info"))
-            wanted, valid = self._targets(rows, info.best)
+            names = ("reward", "terminated", "truncated", "valid", "agent_info")
+            reward, terminated, truncated, valid, info = (read(name)[self._windows.burn_in :] for name in names)
+            wanted, valid = self._targets(reward, terminated, truncated, valid, info.best)
             error = (wanted - info.value[: len(wanted)]).abs()
             found: np.ndarray = sequence_priority(error, valid, self.eta).cpu().numpy()
             return found

@@ -83,15 +83,7 @@ class OnPolicy:
         compile: Compile = "off",
         num_iterations: int | None = None,
     ) -> None:
-        """Build the optimizer.
-
-        Args:
-            agent: initialized.
-            batch: the slots that `update` will see.
-            seed: of the minibatches.
-            compile: the gradient step; "auto": if the run is long enough to earn back the time that it takes.
-            num_iterations: how often `update` will be called, as far as that is known.
-        """
+        """Build the optimizer; see `rlsurreal.structs.Algorithm`."""
         self._agent, self._batch = agent, batch
         num_steps = None if num_iterations is None else num_iterations * self._num_steps_per_update
         compiled = should_compile(compile, num_steps, _SECONDS_SAVED)
@@ -112,9 +104,7 @@ class OnPolicy:
 
     def wants_threads(self, num_rows: int) -> bool:
         """Whether a gradient step has many rows."""
-        return num_rows // self._num_steps_per_pass >= _MANY_ROWS
-
-    _num_steps_per_pass = 1  # gradient steps in which every row is seen once
+        return num_rows >= _MANY_ROWS
 
     @property
     @abstractmethod

@@ -122,9 +122,9 @@ class PPO(OnPolicy):
     def _loss(self, data: Rollout, index: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         return ppo_loss(self._agent, minibatch(data, index), coefficients, self)
 
-    @property
-    def _num_steps_per_pass(self) -> int:  # type: ignore[override]
-        return self.num_minibatches
+    def wants_threads(self, num_rows: int) -> bool:
+        """Whether a minibatch has many rows."""
+        return super().wants_threads(num_rows // self.num_minibatches)
 
     @property
     def _num_steps_per_update(self) -> int:

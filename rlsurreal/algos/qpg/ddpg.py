@@ -16,7 +16,7 @@ from torch import Tensor
 from rlsurreal.agents import ModelSpec
 from rlsurreal.agents.policy import DeterministicAgent
 from rlsurreal.agents.return_heads import Expected, ReturnHead
-from rlsurreal.algos.off_policy import OffPolicy, Target
+from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
 from rlsurreal.ops.values import min_over_critics
@@ -60,11 +60,16 @@ class DDPG(OffPolicy):
         self._learning_rate_at = as_schedule(self.learning_rate)
         self._critic_learning_rate_at = as_schedule(self.critic_learning_rate)
 
-    def _build(self, compiled: bool) -> None:
+    def _build(self, compiled: bool) -> Parts:
         agent: DeterministicAgent = self._agent
         critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
         self._critics = critics.to(agent.device)
         self.head.check(self._critics.num_atoms)
+        if self._critics.num_atoms is not None and self._critics.num_critics > 1:
+            raise ValueError(
+                f"{type(self).__name__}.critic has num_critics={self._critics.num_critics} and num_atoms="
+                f"{self._critics.num_atoms}: the least of several is of numbers, not distributions; use num_critics=1"
+            )
         self._target, self._target_policy = Target(self._critics), Target(agent.module)
         options: Any = {"max_grad_norm": self.max_grad_norm, "eps": self.adam_eps, "compile": compiled}
         self._critic_step = GradientStep(
@@ -78,21 +83,25 @@ class DDPG(OffPolicy):
         self._policy_step = GradientStep(
             agent.module, self._policy_loss, len(POLICY_METRICS) - 1, reads=[self._critics], **options
         )
+        return Parts(
+            {"critic": (self._critic_step, CRITIC_METRICS), "policy": (self._policy_step, POLICY_METRICS)},
+            {"critics": self._target, "policy": self._target_policy},
+            {"critics": self._critics},
+        )
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
         self._critic_step.learning_rate.fill_(self._critic_learning_rate_at(progress))
         self._policy_step.learning_rate.fill_(self._learning_rate_at(progress))
-        self._critic_step(batch, self._noise(batch.action) if self.target_noise else None)
+        noise = None
+        if self.target_noise:
+            noise = torch.randn(batch.action.shape, generator=self._generator, device=self._agent.device)
+        self._critic_step(batch, noise)
         if (self._num_updates + 1) % self.policy_interval == 0:
             self._policy_step(batch.observation)
             self._target.follow(self.target_tau)
             self._target_policy.follow(self.target_tau)
         assert self._critic_step.extra is not None
         return self._critic_step.extra
-
-    def _noise(self, like: Tensor) -> Tensor:
-        size = like.shape
-        return torch.randn(size, generator=self._generator, device=self._agent.device)
 
     def _critic_loss(self, batch: Transitions, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, metrics in the order of `CRITIC_METRICS` (the gradient's norm is added later), and priorities."""
@@ -102,6 +111,7 @@ class DDPG(OffPolicy):
                 shift = (noise * self.target_noise).clamp(-self.target_noise_clip, self.target_noise_clip)
                 action = (action + shift).clamp(-1, 1)
             next_values = self._target.module(batch.next_observation, action)
+            # A distribution has no minimum: distributional critics are alone.
             next_values = next_values[0] if len(next_values) == 1 else min_over_critics(next_values)
         values = self._critics(batch.observation, batch.action)
         found = [self.head.loss(each, next_values, batch.reward, batch.discount) for each in values]
@@ -118,29 +128,3 @@ class DDPG(OffPolicy):
         action = agent.learn(AgentInputs(observation))
         loss = -self.head.expected(self._critics(observation, action)[0]).mean()
         return loss, loss.detach().unsqueeze(0)
-
-    def _take_metrics(self) -> dict[str, Any]:
-        metrics = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
-        if self._policy_step.num_steps:
-            metrics |= dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, besides the agent."""
-        return {
-            **super().state_dict(),
-            "critics": self._critic_step.flat.clone(),
-            "critic_optimizer": self._critic_step.state_dict(),
-            "target": self._target.state_dict(),
-            "policy_optimizer": self._policy_step.state_dict(),
-            "target_policy": self._target_policy.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        super().load_state_dict(state)
-        self._critic_step.flat.copy_(state["critics"])
-        self._critic_step.load_state_dict(state["critic_optimizer"])
-        self._target.load_state_dict(state["target"])
-        self._policy_step.load_state_dict(state["policy_optimizer"])
-        self._target_policy.load_state_dict(state["target_policy"])

@@ -40,7 +40,7 @@ class DiscreteSAC(SAC):
         with torch.no_grad():
             log_pi: Tensor = self._agent.learn(AgentInputs(batch.next_observation)).logits
             after = min_over_critics(self._target.module(batch.next_observation))
-            value = (log_pi.exp() * (after - self._actor.temperature * log_pi)).sum(-1)
+            value = (log_pi.exp() * (after - self._temperature.value * log_pi)).sum(-1)
             target = bootstrapped_target(batch.reward, batch.discount, value)
         values = self._critics(batch.observation)
         values = select(values, batch.action.expand(len(values), -1))
@@ -53,10 +53,10 @@ class DiscreteSAC(SAC):
         log_pi: Tensor = self._agent.learn(AgentInputs(observation)).logits
         with torch.no_grad():
             value = min_over_critics(self._critics(observation))
-        temperature = self._actor.temperature.detach()
+        temperature = self._temperature.value.detach()
         loss = (log_pi.exp() * (temperature * log_pi - value)).sum(-1).mean()
         entropy = -(log_pi.exp() * log_pi).sum(-1)
         whole = loss
-        if self._actor.learns:
-            whole = loss + temperature_loss(self._actor.log_temperature, -entropy.detach(), self._entropy)
+        if self._temperature.learns:
+            whole = loss + temperature_loss(self._temperature.log, -entropy.detach(), self._entropy)
         return whole, torch.stack([loss, entropy.mean(), temperature]).detach()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rlsurreal.agents import ModelSpec
 from rlsurreal.agents.policy import PolicyAgent
-from rlsurreal.algos.off_policy import OffPolicy, Target
+from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
 from rlsurreal.ops.values import bootstrapped_target, min_over_critics, temperature_loss
@@ -60,7 +60,7 @@ class SAC(OffPolicy):
             raise ValueError(f"SAC.initial_temperature is {self.initial_temperature}; it must be positive")
         self._learning_rate_at = as_schedule(self.learning_rate)
 
-    def _build(self, compiled: bool) -> None:
+    def _build(self, compiled: bool) -> Parts:
         agent: PolicyAgent = self._agent
         critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
         self._critics = critics.to(agent.device)
@@ -68,18 +68,24 @@ class SAC(OffPolicy):
         self._dim = agent.noise_spec.normal
         self._entropy = self._auto_entropy() if self.target_entropy == "auto" else self.target_entropy
         start = self.initial_temperature if self.temperature == "auto" else self.temperature
-        self._actor = _Actor(agent.module, start, learns=self.temperature == "auto").to(agent.device)
+        self._temperature = _Temperature(start, learns=self.temperature == "auto").to(agent.device)
+        actor = nn.ModuleList([agent.module, self._temperature])  # one optimizer's parameters
         options: Any = {"max_grad_norm": self.max_grad_norm, "eps": self.adam_eps, "compile": compiled}
         self._critic_step = GradientStep(
             self._critics,
             self._critic_loss,
             len(CRITIC_METRICS) - 1,
-            reads=[self._target.module, self._actor],
+            reads=[self._target.module, actor],
             extra=torch.zeros(self.batch_size, device=agent.device),
             **options,
         )
         self._policy_step = GradientStep(
-            self._actor, self._policy_loss, len(POLICY_METRICS) - 1, reads=[self._critics], **options
+            actor, self._policy_loss, len(POLICY_METRICS) - 1, reads=[self._critics], **options
+        )
+        return Parts(
+            {"critic": (self._critic_step, CRITIC_METRICS), "policy": (self._policy_step, POLICY_METRICS)},
+            {"critics": self._target},
+            {"critics": self._critics, "temperature": self._temperature},
         )
 
     def _auto_entropy(self) -> float:
@@ -119,7 +125,7 @@ class SAC(OffPolicy):
         with torch.no_grad():
             action, log_prob = self._act(batch.next_observation, noise)
             value = min_over_critics(self._target.module(batch.next_observation, action, target_dropout))
-            target = bootstrapped_target(batch.reward, batch.discount, value - self._actor.temperature * log_prob)
+            target = bootstrapped_target(batch.reward, batch.discount, value - self._temperature.value * log_prob)
         values = self._critics(batch.observation, batch.action, own_dropout)
         errors = values - target
         loss = (batch.weight * errors.square().sum(0)).mean() / 2
@@ -130,11 +136,11 @@ class SAC(OffPolicy):
         """Loss of policy and temperature, metrics in the order of `POLICY_METRICS` (less the gradient's norm)."""
         action, log_prob = self._act(observation, noise)
         value = min_over_critics(self._critics(observation, action, None if dropout is None else dropout[0]))
-        temperature = self._actor.temperature.detach()
+        temperature = self._temperature.value.detach()
         loss = (temperature * log_prob - value).mean()
         whole = loss
-        if self._actor.learns:
-            whole = loss + temperature_loss(self._actor.log_temperature, log_prob, self._entropy)
+        if self._temperature.learns:
+            whole = loss + temperature_loss(self._temperature.log, log_prob, self._entropy)
         return whole, torch.stack([loss, -log_prob.mean(), temperature]).detach()
 
     def _act(self, observation: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,44 +148,15 @@ class SAC(OffPolicy):
         params = agent.learn(AgentInputs(observation))
         return agent.distribution.sample_with_log_prob(params, Noise(normal=noise))
 
-    def _take_metrics(self) -> dict[str, Any]:
-        metrics = dict(zip(CRITIC_METRICS, self._critic_step.take_metrics()))
-        if self._policy_step.num_steps:
-            metrics |= dict(zip(POLICY_METRICS, self._policy_step.take_metrics()))
-        return metrics
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, besides the agent."""
-        return {
-            **super().state_dict(),
-            "critics": self._critic_step.flat.clone(),
-            "critic_optimizer": self._critic_step.state_dict(),
-            "target": self._target.state_dict(),
-            "policy_optimizer": self._policy_step.state_dict(),
-            "log_temperature": self._actor.log_temperature.detach().clone(),
-        }
+class _Temperature(nn.Module):
+    """Above 0, or 0 if it is fixed to that."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        super().load_state_dict(state)
-        self._critic_step.flat.copy_(state["critics"])
-        self._critic_step.load_state_dict(state["critic_optimizer"])
-        self._target.load_state_dict(state["target"])
-        self._policy_step.load_state_dict(state["policy_optimizer"])
-        with torch.no_grad():
-            self._actor.log_temperature.copy_(state["log_temperature"])
-
-
-class _Actor(nn.Module):
-    """The policy with its temperature: one optimizer's parameters."""
-
-    def __init__(self, policy: nn.Module, temperature: float, learns: bool) -> None:
+    def __init__(self, start: float, learns: bool) -> None:
         super().__init__()
-        self.policy, self.learns = policy, learns
-        start = torch.tensor(math.log(temperature) if temperature > 0 else -math.inf)
-        self.log_temperature = nn.Parameter(start, requires_grad=learns)
+        self.learns = learns
+        self.log = nn.Parameter(torch.tensor(math.log(start) if start > 0 else -math.inf), requires_grad=learns)
 
     @property
-    def temperature(self) -> Tensor:
-        """Above 0, or 0 if fixed to that."""
-        return self.log_temperature.exp()
+    def value(self) -> Tensor:
+        return self.log.exp()
