@@ -13,7 +13,7 @@ atari = ["ale-py>=0.11", "opencv-python-headless"]
 envpool = ["envpool>=1.2"]  # for Python 3.11 and newer
 dm_control = ["shimmy[dm-control]>=2.0", "mujoco<4"]  # dm_control 1.0.50 does not load with MuJoCo 4
 minatar = ["minatar>=1.0.15"]
-robotics = ["gymnasium-robotics>=1.4", "mujoco<4"]  # 1.4.2 does not load with MuJoCo 4
+robotics = ["gymnasium-robotics>=1.4", "mujoco<3.4"]  # 1.4.2 does not load with MuJoCo 3.17 or newer; tested with 3.3.7
 plot = ["matplotlib"]
 video = ["imageio[ffmpeg]"]
 test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
