@@ -44,6 +44,6 @@ setup(
         "robotics": robotics,
         "plot": plot,
         "video": video,
-        "dev": atari + [f"{name}; python_version >= '3.11'" for name in envpool] + plot + video + test,
+        "dev": atari + [f"{name}; python_version >= '3.11'" for name in envpool] + minatar + plot + video + test,
     },
 )
