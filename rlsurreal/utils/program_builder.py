@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from rlsurreal.utils import matrix_products
+
 
 def build(exported: torch.export.ExportedProgram, num_threads: int) -> bytes:
     """The library's content; ``num_threads``: of the processes that will run it."""
@@ -38,6 +40,7 @@ def main() -> None:
     source, library, num_threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, to itself
     torch.set_num_threads(num_threads)
+    matrix_products.teach_compiler()
     exported = torch.export.load(source)
     library.write_bytes(build(exported, num_threads))
     run_on_zeros(library, exported)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from rlsurreal.utils import program_builder
+from rlsurreal.utils import matrix_products, program_builder
 from rlsurreal.utils.cuda_graphs import CudaProgram
 from rlsurreal.utils.files import atomic_write, cache_folder
 from rlsurreal.utils.namedarraytuple import Tree
@@ -125,7 +125,10 @@ def compile_program(function: Callable[..., None], *example: Tree, num_threads: 
         raise CompileError("programs are for CPU tensors")
     started = time.perf_counter()
     with _compile_errors():
-        exported = _export(_trace(on_leaves, tensors), tensors)
+        traced = _trace(on_leaves, tensors)
+        if matrix_products.are_faster():
+            matrix_products.rewrite(traced)
+        exported = _export(traced, tensors)
         path = cache_folder("programs") / f"{_key(exported, tensors, num_threads)}.so"
         program = Program(str(path), signature_of(tensors))
         try:
@@ -258,8 +261,10 @@ def _build(exported: Any, path: Path, num_threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "exported.pt2", Path(folder) / "program.so"
         torch.export.save(exported, source)
-        command = [sys.executable, program_builder.__file__, str(source), str(library), str(num_threads)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        command = [sys.executable, "-m", program_builder.__name__, str(source), str(library), str(num_threads)]
+        here = str(Path(program_builder.__file__).parents[2])  # this very package is found from there
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise RuntimeError(f"{lines[-1] if lines else 'no message'} (exit status {done.returncode})")
