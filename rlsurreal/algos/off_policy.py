@@ -23,6 +23,8 @@ from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.programs import Compile, should_compile
 from rlsurreal.utils.torch_tree import upload
 
+_UPDATES_PER_READING = 64  # of the metrics
+
 
 class Parts(NamedTuple):
     """What an algorithm has built, by name: all that is logged, saved and restored alike."""
@@ -68,7 +70,7 @@ class OffPolicy:
         if num_iterations is not None:
             rows_per_update = self.batch_size * self._rows_per_item
             num_updates = int(num_iterations * batch.size * self.limiter.ratio / rows_per_update)
-        self._num_updates = 0
+        self._num_updates = self._num_unread = 0
         self._parts = self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
 
     _keeps_info = False  # of the agent and the environment, in the replay
@@ -87,7 +89,7 @@ class OffPolicy:
         """One update; new priorities ``[N]``."""
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
-        """Take in a slot, and make the updates that are due.  Metrics of these, if there were any."""
+        """Take in a slot, and make the updates that are due.  Metrics: means over those since they were last given."""
         self.replay.append(samples, self._first_priority())
         self._update_normalizers(samples)
         self.limiter.appended(int(samples.env.valid[: self._batch.num_steps].sum()))
@@ -101,8 +103,11 @@ class OffPolicy:
             self._num_updates += 1
             self._set_priorities(ticket, priority)
         metrics: dict[str, Any] = {"replay/ratio": self.limiter.achieved, "update/updates": self._num_updates}
-        if num_updates:
+        self._num_unread += num_updates
+        # Reading takes as long as a small update: that is done often only at first.
+        if self._num_unread >= (1 if self._num_updates <= _UPDATES_PER_READING else _UPDATES_PER_READING):
             metrics |= self._take_metrics()
+            self._num_unread = 0
         return metrics
 
     def _update_normalizers(self, samples: Samples) -> None:
@@ -140,6 +145,7 @@ class OffPolicy:
         return {
             "generator": self._generator.get_state(),
             "num_updates": self._num_updates,
+            "num_unread": self._num_unread,
             "limiter": self.limiter.state_dict(),
             "steps": {name: step.state_dict() for name, (step, _) in self._parts.steps.items()},
             "targets": {name: target.state_dict() for name, target in self._parts.targets.items()},
@@ -150,7 +156,7 @@ class OffPolicy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; without a saved replay it fills anew before learning goes on."""
         self._generator.set_state(state["generator"])
-        self._num_updates = state["num_updates"]
+        self._num_updates, self._num_unread = state["num_updates"], state["num_unread"]
         for name, (step, _) in self._parts.steps.items():
             step.load_state_dict(state["steps"][name])
         for name, target in self._parts.targets.items():

@@ -116,13 +116,16 @@ class GradientStep:
         return self._flat.detach()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's state."""
-        return {name: tensor.clone() for name, tensor in self._state.items()}
+        """Adam's state, and the metrics that are still to be taken."""
+        state = {name: tensor.clone() for name, tensor in self._state.items()}
+        return {**state, "sums": self._sums.clone(), "num_steps": torch.tensor(self.num_steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict`."""
         for name, tensor in self._state.items():
             tensor.copy_(state[name])
+        self._sums.copy_(state["sums"])
+        self.num_steps = int(state["num_steps"])
 
     # ------------------------------------------------------------ eager
 

@@ -108,6 +108,7 @@ class MetricLog(_Watching):
         self._logger, self._agent, self._sampler = logger, agent, sampler
         self._interval_steps, self._timer = interval_steps, timer
         self._logged_at = 0
+        self._metrics: dict[str, Any] = {}  # the newest of each; algorithms need not give all of them every time
         self._pending: dict[str, float] = {}
         self._rate_from: tuple[int, float] = (0, 0.0)  # steps and seconds at the last row
 
@@ -118,15 +119,16 @@ class MetricLog(_Watching):
         self.recent.extend(ended)
         if self._agent.device.type == "cpu":
             self._check_finite(metrics, counter)  # on an accelerator this would wait for it: there at log time
+        self._metrics |= metrics
         if is_due(counter, self._logged_at, self._interval_steps):
-            self._write(counter, samples, metrics)
+            self._write(counter, samples)
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Metrics that go into the next row."""
         self._pending.update(metrics)
 
-    def _write(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
-        self._check_finite(metrics, counter)
+    def _write(self, counter: Counter, samples: Samples) -> None:
+        self._check_finite(self._metrics, counter)
         self._logged_at = counter.env_steps
         valid = samples.env.valid[:-1]
         lag = (self._agent.version - 1 - samples.policy_version[:-1][valid]).double()
@@ -142,7 +144,7 @@ class MetricLog(_Watching):
         row |= {f"time/{phase}_share": share for phase, share in self._timer.shares().items()}
         row |= {f"time/{kind}_wait_share": share for kind, share in self._sampler.wait_shares().items()}
         row |= trajectory_statistics(self.recent)
-        row |= {name: float(value) for name, value in metrics.items()}
+        row |= {name: float(value) for name, value in self._metrics.items()}
         row |= self._pending
         self._pending = {}
         self._logger.write(counter.env_steps, row)
@@ -164,6 +166,7 @@ class MetricLog(_Watching):
             "logged_at": self._logged_at,
             "rate_from": list(self._rate_from),
             "pending": dict(self._pending),
+            "metrics": {name: float(value) for name, value in self._metrics.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,6 +174,7 @@ class MetricLog(_Watching):
         self.recent.extend(TrajInfo(*values) for values in state["recent"])
         self._logged_at, self._pending = state["logged_at"], state["pending"]
         self._rate_from = (state["rate_from"][0], state["rate_from"][1])
+        self._metrics = state["metrics"]
 
 
 def is_due(counter: Counter, last_at: int, interval_steps: int) -> bool:
@@ -246,9 +250,11 @@ class Progress(_Watching):
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Move it."""
+        self._bar.update(counter.env_steps, self._note)
+
+    def _note(self) -> str:
         games = self._log.recent
-        note = f"return {np.mean([g.total_reward for g in games]):.1f}" if games else ""
-        self._bar.update(counter.env_steps, note)
+        return f"return {np.mean([g.total_reward for g in games]):.1f}" if games else ""
 
     def close(self) -> None:
         """Leave the terminal as it should be."""

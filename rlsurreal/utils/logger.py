@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -307,15 +307,16 @@ class ProgressBar:
         self._bar = pyprind.ProgBar(total, title=title, stream=sys.stderr, track_time=False, width=width)
         self._bar.cnt = initial
 
-    def update(self, count: int, note: str = "") -> None:
-        """Show ``count`` steps done (of the whole run) and ``note``, unless the bar was drawn just now."""
+    def update(self, count: int, note: Callable[[], str] = str) -> None:
+        """Show ``count`` steps done (of the whole run) and what ``note()`` says, unless the bar was drawn just now."""
         now = time.monotonic()
         if self._bar is None or not self._bar.active or (now < self._next and count < self._total):
             return
         self._next = now + self._INTERVAL_SECONDS
+        said = note()
         rate = (count - self._initial) / max(now - self._started, 1e-9)
         left = _duration((self._total - count) / rate) if rate > 0 else "?"
-        text = f"{count:,} steps, {rate:,.0f}/s, {left} left{', ' * bool(note)}{note}"
+        text = f"{count:,} steps, {rate:,.0f}/s, {left} left{', ' * bool(said)}{said}"
         step = min(count, self._total) - self._bar.cnt
         self._bar.update(step, item_id=text.ljust(self._TEXT_WIDTH), force_flush=True)
 
