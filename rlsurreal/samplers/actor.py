@@ -5,8 +5,9 @@ Runs where actions are chosen: in the serial sampler, in workers with a copy of 
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from rlsurreal.utils.spaces import null_value
 from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch, where_first
 
 _SECONDS_SAVED = 65e-6  # by compiling, in each choice of actions by a small network on one CPU core
+
+_IMAGE_NDIM = 6  # slots, time, environments, channels, height and width
 
 _log = logging.getLogger("rlsurreal")
 
@@ -74,6 +77,7 @@ class Actor:
         self.num_slots_begun = 0
         self.first_row = 0  # number of the present slot's row 0, counted from the start: random numbers are keyed by it
         self._noise_block: tuple[int, Noise | None] = (-1, None)  # on the GPU: its number, and its random numbers
+        self._num_threads = acting_threads(slots, torch.get_num_threads())
         self._rows: dict[tuple[int, int, int], _Row] = {}
         self._calls: dict[int, _Call] = {}  # of `decide_at`, by number of columns
 
@@ -90,9 +94,12 @@ class Actor:
             self._apply_resets(self._slots[self._slot].env.first[self.num_steps], slice(None))
             self._record_state(self.num_steps)
 
-    @torch.inference_mode()
     def act(self, t: int, part: slice) -> None:
         """Choose the actions of row t for the columns ``part`` (relative to this actor's first column)."""
+        with torch.inference_mode(), _threads(self._num_threads):
+            self._act(t, part)
+
+    def _act(self, t: int, part: slice) -> None:
         key = (self._slot, t, part.start)
         row = self._rows.get(key)
         if row is None:
@@ -131,12 +138,15 @@ class Actor:
         inputs = AgentInputs(*tree_map(lambda a: a[at], _inputs(self._all)))
         self.record_at(rows, columns, self.decide_at(inputs, self._all.env.first[at], rows, columns))
 
-    @torch.inference_mode()
     def decide_at(self, inputs: AgentInputs, first: Tensor, rows: np.ndarray, columns: np.ndarray) -> AgentStep:
         """Actions ``[k]`` for ``inputs`` ``[k]``; see `act_at`.  They are good until the next call.
 
         ``first``: bool ``[k]``: the state is null before this row.
         """
+        with torch.inference_mode(), _threads(self._num_threads):
+            return self._decide_at(inputs, first, rows, columns)
+
+    def _decide_at(self, inputs: AgentInputs, first: Tensor, rows: np.ndarray, columns: np.ndarray) -> AgentStep:
         state = self.state
         if state is not None:
             at = self._index(rows, columns)
@@ -283,6 +293,26 @@ def _copy(destination: torch.Tensor, source: torch.Tensor) -> None:
     destination.copy_(source, non_blocking=True)
 
 
+def acting_threads(slots: Samples, num_threads: int) -> int:
+    """How many threads of torch, of ``num_threads``, choose actions: all for images, else one.
+
+    For small networks a second thread gains nothing.  And it waits for work by spinning, or is waited for where an
+    environment has its core: then a call of 80 microseconds was seen to take 15 milliseconds.
+    """
+    has_images = any(leaf.ndim >= _IMAGE_NDIM for leaf in leaves(slots.env.observation))
+    return num_threads if has_images else 1
+
+
+@contextlib.contextmanager
+def _threads(num_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def act_programs(
     agent: Agent,
     slots: Samples,
@@ -299,7 +329,7 @@ def act_programs(
         slots: that they write into.
         sizes: numbers of columns.
         device: on which they act.
-        num_threads: of torch where they act.
+        num_threads: of torch where they act; see `acting_threads`.
         compile: whether to compile.
         num_slots: to be filled, if that is known.
     """
@@ -314,6 +344,7 @@ def act_programs(
                 "inference server has none)"
             )
         return {}
+    num_threads = acting_threads(slots, num_threads)
     programs = {}
     for size in set(sizes):
         row, spec = _Row(to_torch(slots[0, :, :size]), 0), agent.noise_spec
