@@ -42,7 +42,13 @@ TORCH_FREE = {
     "samplers.trajectories",
     "samplers.worker",
 }
-NEEDS_TORCH = {"utils.torch_tree", "utils.programs", "utils.program_builder", "utils.cuda_graphs"}
+NEEDS_TORCH = {
+    "utils.torch_tree",
+    "utils.programs",
+    "utils.program_builder",
+    "utils.cuda_graphs",
+    "utils.matrix_products",
+}
 
 
 def _modules(root: Path) -> dict[str, Path]:
