@@ -77,7 +77,8 @@ class Checkpoints:
             self._save(counter, with_environments=False)
 
     def _is_finite(self) -> bool:
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parts["agent"].module.parameters())
+        module = getattr(self.parts["agent"], "module", torch.nn.Module())
+        return all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
 
     def close(self) -> None:
         """Nothing is open."""
@@ -85,6 +86,11 @@ class Checkpoints:
     def _save(self, counter: Counter, *, with_environments: bool = True) -> None:
         if self._policy.keep == "none":
             return
+        if not self._is_finite():
+            raise FloatingPointError(
+                f"the agent's parameters are not finite (NaN or infinity) after {counter.env_steps} environment steps; "
+                "the checkpoint before is kept"
+            )
         self._saved_at = counter.env_steps
         save_checkpoint(checkpoint_path(self._folder, counter.env_steps), self._state(with_environments))
         if self._policy.keep == "last":

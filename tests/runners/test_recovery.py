@@ -210,6 +210,25 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_before(tmp_path):
     assert [load_checkpoint(path)["counter"]["iterations"] for _, path in checkpoints] == [1, 2]
 
 
+def test_parameters_that_are_not_finite_are_not_saved_over_the_checkpoint_before(tmp_path):
+    policy = CheckpointPolicy(interval_steps=1)
+    run = trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH), checkpoints=policy)
+    update, calls = run.algo.update, []
+
+    def spoilt(samples: Any, progress: float) -> Any:
+        calls.append(1)
+        metrics = update(samples, progress)  # which says nothing of it: off-policy algorithms give theirs now and then
+        if len(calls) == 3:
+            next(run.agent.module.parameters()).data.view(-1)[0] = float("nan")
+        return metrics
+
+    run.algo.update = spoilt  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="parameters are not finite .* checkpoint before is kept"):
+        run.train()
+    ((_, path),) = list_checkpoints(tmp_path / "run_0" / "checkpoints")
+    assert load_checkpoint(path)["counter"]["iterations"] == 2
+
+
 def test_a_failed_evaluation_leaves_what_was_learned(tmp_path):
     evaluation = EvalSpec(env=FAILING, num_envs=1, episodes_per_env=10)
     run = trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH, evaluation=evaluation), eval_interval_steps=100)
