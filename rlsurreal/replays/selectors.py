@@ -149,6 +149,58 @@ class Uniform:
         """See `Selector`."""
 
 
+@dataclass(kw_only=True, eq=False)
+class Fifo:
+    """Every item once, in the order in which they came: for learning that wants data of the present policy.
+
+    With ``ReplayRatio(ratio=1)`` nothing waits for long, and next to nothing is lost.  What is overwritten before it is
+    drawn is left out.
+    """
+
+    uses_priority = False
+
+    def initialize(self, starts: Starts) -> None:
+        """See `Selector`."""
+        self._starts = starts
+        self._next = 0  # number of the next item, counted over all starts and environments
+
+    def add(self, new: Rows, priority: np.ndarray | None) -> None:
+        """Nothing: here are no priorities."""
+
+    def remove(self, gone: Rows) -> None:
+        """Nothing: here are no priorities."""
+
+    def draw(self, num_items: int, rng: np.random.Generator, progress: float) -> Drawn:
+        """The oldest ones that have not been drawn.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        there, num_envs = self._starts, self._starts.ring.num_envs
+        self._next = max(self._next, there.first * num_envs)
+        waiting = np.arange(self._next, there.stop * num_envs)
+        waiting = waiting[there.suits.reshape(-1)[waiting % there.suits.size]]
+        if len(waiting) < num_items:
+            raise ValueError(
+                f"{len(waiting)} items have not been drawn yet, and the batch has {num_items}; use a lower ratio, or "
+                "collect more before learning (min_steps)"
+            )
+        drawn = waiting[:num_items]
+        self._next = int(drawn[-1]) + 1
+        return Drawn(*np.divmod(drawn, num_envs), np.ones(num_items, np.float32))
+
+    def update(self, starts: np.ndarray, envs: np.ndarray, priority: np.ndarray) -> None:
+        """Nothing: here are no priorities."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Selector`."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._next = state["next"]
+
+
 def _some(places: np.ndarray) -> np.ndarray:
     if not len(places):
         raise ValueError("the replay holds no item to draw; collect more before learning (min_steps)")

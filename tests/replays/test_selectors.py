@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlsurreal.replays import Prioritized, Uniform
+from rlsurreal.replays import Fifo, Prioritized, Uniform
 from rlsurreal.replays.selectors import Selector, Starts
 from rlsurreal.utils.schedules import Linear
 
@@ -217,3 +217,28 @@ def test_state_dict_round_trip(make: type[Uniform]) -> None:
 def test_settings_are_checked(settings: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Prioritized(**settings)  # type: ignore[arg-type]
+
+
+def test_fifo_gives_each_item_once_in_order_through_many_wraps() -> None:
+    drive, rng = Drive(Fifo()), np.random.default_rng(4)
+    waiting: list[tuple[int, int]] = []
+    for _ in range(80):
+        num = int(rng.integers(0, 6))
+        drive.remove_until(drive.starts.stop + num - NUM_STARTS)
+        waiting = [place for place in waiting if place[0] >= drive.starts.first]  # what was not drawn in time is lost
+        before = set(drive.suits)
+        drive.add(rng.random((num, NUM_ENVS)) < 0.7)
+        waiting += sorted(place for place in drive.expected() if place not in before)
+        size = int(rng.integers(1, 9))
+        if size > len(waiting):
+            with pytest.raises(ValueError, match=f"^{len(waiting)} items have not been drawn"):
+                drive.selector.draw(size, drive.rng, 0.0)
+            continue
+        if rng.random() < 0.3:  # as a resumed run
+            again = Fifo()
+            again.initialize(drive.starts)
+            again.load_state_dict(drive.selector.state_dict())
+            drive.selector = again
+        drawn = drive.selector.draw(size, drive.rng, 0.0)
+        assert list(zip(drawn.starts.tolist(), drawn.envs.tolist())) == waiting[:size] and (drawn.weight == 1).all()
+        del waiting[:size]
