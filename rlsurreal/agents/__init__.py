@@ -2,6 +2,7 @@
 
 from rlsurreal.agents.actor_critic import ActorCriticAgent
 from rlsurreal.agents.base import ModelAgent, ModelSpec
+from rlsurreal.agents.parameter_noise import ParameterNoise
 from rlsurreal.agents.policy import DeterministicAgent, PolicyAgent
 from rlsurreal.agents.q import QAgent
 from rlsurreal.agents.return_heads import Categorical, Expected, Quantile
@@ -13,6 +14,7 @@ __all__ = [
     "Expected",
     "ModelAgent",
     "ModelSpec",
+    "ParameterNoise",
     "PolicyAgent",
     "QAgent",
     "Quantile",

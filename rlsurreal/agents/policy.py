@@ -14,6 +14,7 @@ from gymnasium import spaces as gs
 from torch import Tensor
 
 from rlsurreal.agents.base import ModelAgent, ModelSpec
+from rlsurreal.agents.parameter_noise import ParameterNoise
 from rlsurreal.distributions import Distribution
 from rlsurreal.models import DeterministicPolicy, StochasticPolicy
 from rlsurreal.ops.values import any_index
@@ -28,13 +29,6 @@ class NoiseState(NamedArrayTuple):
     env: Any  # float32 [B]: global index of the environment
 
 
-def _check_memory(agent: object, module: Any) -> None:
-    if module.recurrent:
-        raise ValueError(
-            f"{type(agent).__name__}'s policy is recurrent, which its algorithms do not learn; leave it out"
-        )
-
-
 def _check_actions(agent: object, space: Any) -> None:
     if not isinstance(space, gs.Box) or len(space.shape) != 1:
         raise ValueError(
@@ -47,7 +41,6 @@ class PolicyAgent(ModelAgent):
     """Draws actions from the policy: a squashed Gaussian, or a categorical for Discrete actions."""
 
     model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=StochasticPolicy))
-    uses_previous = False
 
     def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
         """Build the policy for ``spaces``, with initial weights drawn from ``seed``."""
@@ -55,7 +48,7 @@ class PolicyAgent(ModelAgent):
         if self.num_actions is None:
             _check_actions(self, spaces.action)
         module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
-        _check_memory(self, module)
+        self.uses_previous: bool = module.recurrent
         self.distribution: Distribution = module.distribution
         module.register_buffer("exploration", torch.ones(()))  # 1: at random; published with the parameters
         own = self.distribution.noise_spec
@@ -63,8 +56,9 @@ class PolicyAgent(ModelAgent):
         self._set_up(spaces, module, device)
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:
-        """None: it carries nothing."""
-        return None
+        """The null state on the agent's device, ``[B]``; None for a policy without memory."""
+        module: Any = self.module
+        return module.initial_state(num_envs)
 
     def explore(self, progress: float, num_envs: int, at_random: bool) -> None:
         """The policy explores by itself; ``at_random``: nothing is being learned yet, any action will do."""
@@ -73,7 +67,7 @@ class PolicyAgent(ModelAgent):
 
     def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
         """Draw actions for ``[B]`` inputs with ``noise``; without it, take the median or most likely ones."""
-        params = self.learn(inputs)
+        params, state = self.module(inputs, state)
         if noise is None:
             return AgentStep(self.distribution.mode(params)), state
         num_uniform = self.distribution.noise_spec.uniform
@@ -87,7 +81,7 @@ class PolicyAgent(ModelAgent):
         return AgentStep(torch.where(module.exploration > 0, anything, action)), state
 
     def learn(self, inputs: AgentInputs) -> Tree:
-        """The distribution's parameters, gradients and all."""
+        """The distribution's parameters, gradients and all, of a policy without memory."""
         return self.module(inputs, None)[0]
 
 
@@ -104,6 +98,7 @@ class DeterministicAgent(ModelAgent):
     noise_spread: float = 0.0
     process: Literal["normal", "ornstein_uhlenbeck"] = "normal"
     theta: float = 0.15  # Ornstein-Uhlenbeck: the part of the drift that is lost in each step
+    parameter_noise: ParameterNoise | None = None  # besides the noise on actions, which may be 0
     uses_previous = False
 
     def __post_init__(self) -> None:
@@ -120,7 +115,13 @@ class DeterministicAgent(ModelAgent):
         """Build the policy for ``spaces``, with initial weights drawn from ``seed``."""
         _check_actions(self, spaces.action)
         module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
-        _check_memory(self, module)
+        if module.recurrent:
+            raise ValueError(
+                "DeterministicAgent's policy is recurrent, which DDPG and what came of it do not learn; leave it out, "
+                "or use PolicyAgent with RecurrentSAC"
+            )
+        if self.parameter_noise is not None:
+            self.parameter_noise.equip(module)
         # 1: at random; and by how much each environment's noise is larger than that of the one before.  Published with
         # the parameters.
         module.register_buffer("exploration", torch.tensor([1.0, 0.0]))
@@ -140,13 +141,13 @@ class DeterministicAgent(ModelAgent):
 
     def act(self, inputs: AgentInputs, state: NoiseState, noise: Noise | None) -> tuple[AgentStep, NoiseState]:
         """Actions for ``[B]`` inputs; without ``noise`` the policy's own."""
-        action = self.learn(inputs)
         if noise is None:
-            return AgentStep(action), state
+            return AgentStep(self.learn(inputs)), state
+        module: Any = self.module
+        action = (module if self.parameter_noise is None else module.explorer)(inputs, None)[0]
         drift = noise.normal
         if self.process == "ornstein_uhlenbeck":
             drift = (1 - self.theta) * state.drift + noise.normal
-        module: Any = self.module
         at_random, spread = module.exploration.unbind()
         scale = self.noise * (1 + spread * state.env)
         action = (action + scale.unsqueeze(-1) * drift).clamp(-1, 1)

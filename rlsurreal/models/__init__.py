@@ -11,6 +11,7 @@ from rlsurreal.models.normalizers import RunningNorm
 from rlsurreal.models.policies import DeterministicPolicy, StochasticPolicy
 from rlsurreal.models.q_network import QNetwork
 from rlsurreal.models.recurrent import Recurrent, RecurrentState
+from rlsurreal.models.recurrent_critics import RecurrentCritics
 
 __all__ = [
     "ActorCritic",
@@ -27,6 +28,7 @@ __all__ = [
     "QEnsemble",
     "QNetwork",
     "Recurrent",
+    "RecurrentCritics",
     "RecurrentState",
     "RunningNorm",
     "ValueHead",

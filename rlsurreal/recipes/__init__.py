@@ -11,7 +11,7 @@ from rlsurreal.recipes.a2c import a2c_mujoco
 from rlsurreal.recipes.ddpg import d4pg_mujoco, ddpg_mujoco, td3_mujoco
 from rlsurreal.recipes.dqn import dqn_atari, dqn_cartpole, dqn_minatar, her_bitflip, r2d2_atari, rainbow_atari
 from rlsurreal.recipes.ppo import debug, ppo_atari, ppo_cartpole, ppo_mujoco
-from rlsurreal.recipes.sac import droq_mujoco, her_fetch, sac_mujoco, sac_pendulum
+from rlsurreal.recipes.sac import droq_mujoco, her_fetch, recurrent_sac_pendulum, sac_mujoco, sac_pendulum
 from rlsurreal.runners import Trainer
 
 _ALL: tuple[Callable[..., Trainer], ...] = (
@@ -29,6 +29,7 @@ _ALL: tuple[Callable[..., Trainer], ...] = (
     droq_mujoco,
     sac_mujoco,
     sac_pendulum,
+    recurrent_sac_pendulum,
     td3_mujoco,
     ddpg_mujoco,
     d4pg_mujoco,
@@ -53,6 +54,7 @@ __all__ = [
     "ppo_mujoco",
     "r2d2_atari",
     "rainbow_atari",
+    "recurrent_sac_pendulum",
     "sac_mujoco",
     "sac_pendulum",
     "td3_mujoco",

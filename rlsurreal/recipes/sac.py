@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from rlsurreal.agents import ModelSpec, PolicyAgent
-from rlsurreal.algos import SAC
+from rlsurreal.algos import SAC, RecurrentSAC
 from rlsurreal.envs import GymnasiumEnv
-from rlsurreal.models import CriticEnsemble
-from rlsurreal.replays import Hindsight, Replay, ReplayRatio
+from rlsurreal.models import CriticEnsemble, RecurrentCritics, StochasticPolicy
+from rlsurreal.replays import Hindsight, Replay, ReplayRatio, Windows
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, SerialSampler
 from rlsurreal.structs import BatchSpec
+from rlsurreal.testing.envs import make_still_pendulum
 
 
 def sac_mujoco(env_id: str = "HalfCheetah-v5", seed: int = 0) -> Trainer:
@@ -81,4 +82,28 @@ def sac_pendulum(seed: int = 0) -> Trainer:
         algo=SAC(learning_rate=1e-3, limiter=ReplayRatio(ratio=256, min_steps=500)),
         sampler=SerialSampler(env=GymnasiumEnv(factory="Pendulum-v1"), batch=BatchSpec(num_steps=1, num_envs=1)),
         eval_interval_steps=2_500,
+    )
+
+
+def recurrent_sac_pendulum(seed: int = 0) -> Trainer:
+    """Recurrent SAC on a pendulum that does not say how fast it turns: what it was a moment ago must be remembered."""
+    policy = {"hidden_sizes": (64,), "recurrent": "lstm", "recurrent_size": 64}
+    critics = {"encoder_sizes": (64,), "hidden_sizes": (64,), "recurrent_size": 64}
+    windows = Windows(burn_in=8, num_steps=32, num_ahead=1, interval=8)
+    return Trainer(
+        name="recurrent_sac_pendulum",
+        seed=seed,
+        total_env_steps=15_000,
+        log_interval_steps=2_000,
+        agent=PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs=policy)),
+        algo=RecurrentSAC(
+            learning_rate=1e-3,
+            critic=ModelSpec(cls=RecurrentCritics, kwargs=critics),
+            replay=Replay(capacity=100_000, extractor=windows),
+            limiter=ReplayRatio(ratio=512, min_steps=1_000),
+        ),
+        sampler=SerialSampler(
+            env=GymnasiumEnv(factory=make_still_pendulum), batch=BatchSpec(num_steps=8, num_envs=1), state_interval=8
+        ),
+        eval_interval_steps=5_000,
     )

@@ -286,3 +286,14 @@ class BitFlipEnv(gym.Env[Any, Any]):
         """0 where the goals ``[..., num_bits]`` agree, else -1."""
         reward: np.ndarray = (achieved_goal == desired_goal).all(-1) - np.float32(1)
         return reward
+
+
+def make_still_pendulum() -> gym.Env[Any, Any]:
+    """Pendulum-v1 that shows where it is, as cosine and sine, and not how fast it turns."""
+    env = gym.make("Pendulum-v1")
+    seen = gs.Box(-1, 1, (2,), np.float32)
+    return gym.wrappers.TransformObservation(env, _without_speed, seen)
+
+
+def _without_speed(observation: np.ndarray) -> np.ndarray:
+    return observation[:2]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, PolicyAgent, QAgent, Quantile
-from rlsurreal.algos import D4PG, DDPG, DQN, R2D2, SAC, TD3, DiscreteSAC
+from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, ParameterNoise, PolicyAgent, QAgent, Quantile
+from rlsurreal.algos import D4PG, DDPG, DQN, R2D2, SAC, TD3, DiscreteSAC, RecurrentSAC, StateValueSAC
 from rlsurreal.algos.off_policy import Target
 from rlsurreal.envs import GymnasiumEnv
-from rlsurreal.models import CriticEnsemble, DeterministicPolicy, QEnsemble, QNetwork, StochasticPolicy
+from rlsurreal.models import (
+    CriticEnsemble,
+    DeterministicPolicy,
+    QEnsemble,
+    QNetwork,
+    RecurrentCritics,
+    StochasticPolicy,
+)
 from rlsurreal.replays import NStep, Prioritized, Replay, ReplayRatio, Windows
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import ParallelSampler, SerialSampler
@@ -95,6 +103,28 @@ CASES: dict[str, Any] = {
         deterministic_agent,
         lambda: DDPG(critic=critic(num_critics=1), critic_l2=1e-2, max_grad_norm=1.0, **settings()),
     ),
+    "state-value-sac": (
+        PENDULUM,
+        policy_agent,
+        lambda: StateValueSAC(critic=critic(), value=ModelSpec(cls=QNetwork, kwargs=SMALL), **settings()),
+    ),
+    "recurrent-sac": (
+        PENDULUM,
+        lambda: PolicyAgent(
+            model=ModelSpec(cls=StochasticPolicy, kwargs={**SMALL, "recurrent": "gru", "recurrent_size": 5})
+        ),
+        lambda: RecurrentSAC(
+            critic=ModelSpec(
+                cls=RecurrentCritics, kwargs={"encoder_sizes": (8,), "hidden_sizes": (8,), "recurrent_size": 5}
+            ),
+            **settings(replay=sequences(), limiter=ReplayRatio(ratio=12, min_steps=40)),
+        ),
+    ),
+    "ddpg-parameter-noise": (
+        PENDULUM,
+        lambda: replace(deterministic_agent(), parameter_noise=ParameterNoise(interval=2)),
+        lambda: DDPG(critic=critic(num_critics=1), **settings()),
+    ),
     "td3": (PENDULUM, deterministic_agent, lambda: TD3(critic=critic(), **settings())),
     "d4pg": (
         PENDULUM,
@@ -171,10 +201,10 @@ def test_networks_with_memory_are_refused_where_it_is_not_learned():
     with_memory.initialize(run.agent.spaces, seed=0)
     with pytest.raises(ValueError, match="with R2D2"):
         CASES["dqn"][2]().initialize(with_memory, BATCH, seed=0)
-    with pytest.raises(ValueError, match="policy is recurrent"):
-        PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"recurrent": "lstm"})).initialize(
-            Run("sac").agent.spaces, seed=0
-        )
+    run = Run("ddpg")
+    with_memory = DeterministicAgent(model=ModelSpec(cls=DeterministicPolicy, kwargs={"recurrent": "lstm"}))
+    with pytest.raises(ValueError, match="policy is recurrent, which DDPG"):
+        with_memory.initialize(run.agent.spaces, seed=0)
 
 
 @EVERY
@@ -221,7 +251,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name):
 @pytest.mark.compiles
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "name", sorted(CASES.keys() - {"r2d2", "qr-dqn", "sac-fixed", "sac"})
+    "name", sorted(CASES.keys() - {"r2d2", "recurrent-sac", "qr-dqn", "sac-fixed", "sac"})
 )  # not compiled; much like others
 def test_compiled_updates_equal_eager_ones(name):
     eager, compiled = Run(name), Run(name, compile="on")
@@ -238,7 +268,7 @@ def test_compiled_updates_equal_eager_ones(name):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ["dqn", "r2d2", "sac", "td3"])
+@pytest.mark.parametrize("name", ["dqn", "r2d2", "sac", "recurrent-sac", "td3"])
 def test_workers_and_checkpoints(name, tmp_path):
     env_id, make_agent, make_algo = CASES[name]
 

@@ -100,8 +100,17 @@ class DDPG(OffPolicy):
             self._policy_step(batch.observation)
             self._target.follow(self.target_tau)
             self._target_policy.follow(self.target_tau)
+        parameter_noise = self._agent.parameter_noise
+        if parameter_noise is not None and self._num_updates % parameter_noise.interval == 0:
+            parameter_noise.draw(self._agent.module, batch.observation, self._generator)
         assert self._critic_step.extra is not None
         return self._critic_step.extra
+
+    def _take_metrics(self) -> dict[str, Any]:
+        metrics = super()._take_metrics()
+        if self._agent.parameter_noise is not None:
+            metrics["exploration/parameter_std"] = self._agent.module.parameter_std.clone()
+        return metrics
 
     def _critic_loss(self, batch: Transitions, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, metrics in the order of `CRITIC_METRICS` (the gradient's norm is added later), and priorities."""

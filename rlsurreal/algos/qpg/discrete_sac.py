@@ -15,7 +15,7 @@ from torch import Tensor
 from rlsurreal.agents import ModelSpec
 from rlsurreal.algos.qpg.sac import SAC
 from rlsurreal.models import QEnsemble
-from rlsurreal.ops.values import bootstrapped_target, min_over_critics, select, temperature_loss
+from rlsurreal.ops.values import bootstrapped_target, min_over_critics, select
 from rlsurreal.replays import Transitions
 from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import Tree
@@ -55,8 +55,4 @@ class DiscreteSAC(SAC):
             value = min_over_critics(self._critics(observation))
         temperature = self._temperature.value.detach()
         loss = (log_pi.exp() * (temperature * log_pi - value)).sum(-1).mean()
-        entropy = -(log_pi.exp() * log_pi).sum(-1)
-        whole = loss
-        if self._temperature.learns:
-            whole = loss + temperature_loss(self._temperature.log, -entropy.detach(), self._entropy)
-        return whole, torch.stack([loss, entropy.mean(), temperature]).detach()
+        return self._with_temperature(loss, (log_pi.exp() * log_pi).sum(-1).mean())

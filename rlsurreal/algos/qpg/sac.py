@@ -24,7 +24,7 @@ from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
 from rlsurreal.ops.values import bootstrapped_target, min_over_critics, temperature_loss
-from rlsurreal.replays import ReplayRatio, Transitions
+from rlsurreal.replays import ReplayRatio, Transitions, Windows
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.schedules import Schedule, as_schedule
@@ -62,9 +62,11 @@ class SAC(OffPolicy):
 
     def _build(self, compiled: bool) -> Parts:
         agent: PolicyAgent = self._agent
+        if agent.uses_previous and not isinstance(self.replay.extractor, Windows):
+            raise ValueError("the policy is recurrent: learn from sequences, with RecurrentSAC")
         critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
-        self._critics = critics.to(agent.device)
-        self._target = Target(self._critics)
+        self._critics: Any = critics.to(agent.device)
+        self._target = Target(self._bootstrap())
         self._dim = agent.noise_spec.normal
         self._entropy = self._auto_entropy() if self.target_entropy == "auto" else self.target_entropy
         start = self.initial_temperature if self.temperature == "auto" else self.temperature
@@ -84,9 +86,14 @@ class SAC(OffPolicy):
         )
         return Parts(
             {"critic": (self._critic_step, CRITIC_METRICS), "policy": (self._policy_step, POLICY_METRICS)},
-            {"critics": self._target},
+            {"target": self._target},
             {"critics": self._critics, "temperature": self._temperature},
         )
+
+    def _bootstrap(self) -> nn.Module:
+        """The network whose target bootstraps."""
+        critics: nn.Module = self._critics
+        return critics
 
     def _auto_entropy(self) -> float:
         if self._agent.num_actions is not None:
@@ -99,14 +106,20 @@ class SAC(OffPolicy):
             step.learning_rate.fill_(rate)
         self._critic_step(batch, self._noise(), self._dropout(2))
         if (self._num_updates + 1) % self.policy_interval == 0:
-            self._policy_step(batch.observation, self._noise(), self._dropout(1))
+            self._policy_step(self._policy_inputs(batch), self._noise(), self._dropout(1))
         self._target.follow(self.target_tau)
         assert self._critic_step.extra is not None
         return self._critic_step.extra
 
+    def _policy_inputs(self, batch: Transitions) -> Tree:
+        """What the policy's loss wants of a batch."""
+        return batch.observation
+
     def _noise(self) -> Tensor:
         """Standard normal numbers ``[N, dim]``, for actions."""
-        size = (self.batch_size, self._dim)
+        return self._normal(self.batch_size, self._dim)
+
+    def _normal(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self._generator, device=self._agent.device)
 
     def _dropout(self, num_passes: int) -> Tensor | None:
@@ -126,7 +139,11 @@ class SAC(OffPolicy):
             action, log_prob = self._act(batch.next_observation, noise)
             value = min_over_critics(self._target.module(batch.next_observation, action, target_dropout))
             target = bootstrapped_target(batch.reward, batch.discount, value - self._temperature.value * log_prob)
-        values = self._critics(batch.observation, batch.action, own_dropout)
+        return self._errors(batch, target, own_dropout)
+
+    def _errors(self, batch: Transitions, target: Tensor, dropout: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """`_critic_loss`, once there are targets ``[N]``."""
+        values = self._critics(batch.observation, batch.action, dropout)
         errors = values - target
         loss = (batch.weight * errors.square().sum(0)).mean() / 2
         error = errors.detach().abs().mean(0)
@@ -138,10 +155,14 @@ class SAC(OffPolicy):
         value = min_over_critics(self._critics(observation, action, None if dropout is None else dropout[0]))
         temperature = self._temperature.value.detach()
         loss = (temperature * log_prob - value).mean()
-        whole = loss
-        if self._temperature.learns:
-            whole = loss + temperature_loss(self._temperature.log, log_prob, self._entropy)
-        return whole, torch.stack([loss, -log_prob.mean(), temperature]).detach()
+        return self._with_temperature(loss, log_prob.mean())
+
+    def _with_temperature(self, loss: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """The policy's loss with that of the temperature, and metrics; ``log_prob``: its mean, or minus the entropy."""
+        whole, temperature = loss, self._temperature
+        if temperature.learns:
+            whole = loss + temperature_loss(temperature.log, log_prob.detach(), self._entropy)
+        return whole, torch.stack([loss, -log_prob, temperature.value]).detach()
 
     def _act(self, observation: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
         agent: PolicyAgent = self._agent
