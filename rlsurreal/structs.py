@@ -280,6 +280,7 @@ class Algorithm(Protocol):
         seed: int,
         compile: Compile = "off",
         num_iterations: int | None = None,
+        ranks: Any = ...,
     ) -> None:
         """Build optimizers and other run-time state.
 
@@ -289,6 +290,7 @@ class Algorithm(Protocol):
             seed: of what is drawn in updates.
             compile: gradient steps; "auto": if the run is long enough to earn back the time that it takes.
             num_iterations: calls of `update` to come, as far as that is known.
+            ranks: a `rlsurreal.distributed.ranks.Ranks`: which one this is, and the way to the others.
         """
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:

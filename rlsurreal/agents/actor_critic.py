@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from rlsurreal.agents.base import ModelAgent, ModelSpec
 from rlsurreal.distributions import make_distribution
 from rlsurreal.models import ActorCritic
+from rlsurreal.ops.losses import identity
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
 
@@ -58,8 +60,13 @@ class ActorCriticAgent(ModelAgent):
         value: Tensor = self.module.value(inputs, state)  # type: ignore[operator]
         return value
 
-    def update_normalizer(self, observation: Tree, valid: Tensor) -> None:
-        """Take observations ``[T, B]`` of ``valid`` rows into the model's running statistics, if it keeps any."""
+    def update_normalizer(
+        self, observation: Tree, valid: Tensor, reduce: Callable[[Tensor], Tensor] = identity
+    ) -> None:
+        """Take observations ``[T, B]`` of ``valid`` rows into the model's running statistics, if it keeps any.
+
+        ``reduce``: maps a tensor of sums to its sum over ranks.
+        """
         normalizer = getattr(self.module, "normalizer", None)
         if normalizer is not None:
-            normalizer.update(observation, valid)
+            normalizer.update(observation, valid, reduce)

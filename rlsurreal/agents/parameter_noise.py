@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlsurreal.ops.losses import identity
 from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import Tree
 
@@ -17,8 +19,9 @@ from rlsurreal.utils.namedarraytuple import Tree
 class ParameterNoise:
     """The acting policy is the learned one with noise on its weights (Plappert et al. 2018, arXiv 1706.01905).
 
-    One noise holds for all environments until it is drawn anew, so that what is explored is consistent in time.  Where
-    layers are normalised (``layer_norm``), they are alike sensitive to it; the normalisation itself gets none.
+    One noise holds for all environments of a rank until it is drawn anew, so that what is explored is consistent in
+    time.  Where layers are normalised (``layer_norm``), they are alike sensitive to it; the normalisation itself gets
+    none.
     """
 
     std: float = 0.1  # at first
@@ -44,8 +47,17 @@ class ParameterNoise:
         module.register_buffer("parameter_std", torch.tensor(self.std))
 
     @torch.no_grad()
-    def draw(self, module: Any, observation: Tree, generator: torch.Generator) -> None:
-        """Draw new noise; adapt its size by what it does to the actions for ``observation`` ``[N]``."""
+    def draw(
+        self,
+        module: Any,
+        observation: Tree,
+        generator: torch.Generator,
+        mean: Callable[[Tensor], Tensor] = identity,
+    ) -> None:
+        """Draw new noise; adapt its size by what it does to the actions for ``observation`` ``[N]``.
+
+        ``mean``: maps a tensor to its mean over ranks, whose noises differ in all but their size.
+        """
         explorer, std = module.explorer, module.parameter_std
         noisy = _with_noise(explorer)
         for name, theirs in explorer.named_parameters():
@@ -57,7 +69,8 @@ class ParameterNoise:
             theirs.copy_(module.get_buffer(name))
         if self.target_distance is not None:
             inputs = AgentInputs(observation)
-            distance: Tensor = (explorer(inputs, None)[0] - module(inputs, None)[0]).square().mean().sqrt()
+            difference: Tensor = explorer(inputs, None)[0] - module(inputs, None)[0]
+            distance = mean(difference.square().mean()).sqrt()
             std.mul_(torch.where(distance < self.target_distance, self.factor, 1 / self.factor))
 
 

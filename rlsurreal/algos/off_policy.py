@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlsurreal.algos.update import GradientStep, flatten_parameters
+from rlsurreal.algos.update import GradientStep, Reduce, flatten_parameters
+from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.ops.values import polyak
 from rlsurreal.replays import Replay, ReplayRatio, Ticket
 from rlsurreal.structs import BatchSpec, Samples
@@ -58,13 +59,15 @@ class OffPolicy:
         seed: int,
         compile: Compile = "off",
         num_iterations: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Build optimizers, target networks and the replay; see `rlsurreal.structs.Algorithm`."""
-        self._agent, self._batch, self._seed = agent, batch, seed
+        self._agent, self._batch, self._seed, self._ranks = agent, batch, seed, ranks
         self._num_envs = batch.total_envs or batch.first_env + batch.num_envs
-        self._generator = torch.Generator(device=agent.device).manual_seed(seed)
+        own_seed = ranks.own_seed(seed)
+        self._generator = torch.Generator(device=agent.device).manual_seed(own_seed)
         self.replay.initialize(
-            batch, seed=seed, discount=self.discount, device=agent.device, keep_info=self._keeps_info
+            batch, seed=own_seed, discount=self.discount, device=agent.device, keep_info=self._keeps_info
         )
         num_updates = None
         if num_iterations is not None:
@@ -92,13 +95,15 @@ class OffPolicy:
         """Take in a slot, and make the updates that are due.  Metrics: means over those since they were last given."""
         self.replay.append(samples, self._first_priority())
         self._update_normalizers(samples)
-        self.limiter.appended(int(samples.env.valid[: self._batch.num_steps].sum()))
+        # Steps and items are counted over all ranks, which so make equally many updates.
+        self.limiter.appended(int(self._ranks.sum(samples.env.valid[: self._batch.num_steps].sum())))
         # A resumed run fills its replay with what the agent does by now.
         at_random = self._num_updates == 0 and not self.limiter.has_begun
         self._agent.explore(progress, self._num_envs, at_random=at_random)
-        num_updates = self.limiter.take(self.batch_size * self._rows_per_item)
+        num_updates = self.limiter.take(self.batch_size * self._rows_per_item * self._ranks.count)
         for _ in range(num_updates):
             batch, ticket = self.replay.sample(self.batch_size, progress)
+            batch = self._with_common_weights(batch, ticket)
             priority = self._update(batch, progress)
             self._num_updates += 1
             self._set_priorities(ticket, priority)
@@ -110,6 +115,19 @@ class OffPolicy:
             self._num_unread = 0
         return metrics
 
+    def _with_common_weights(self, batch: Tree, ticket: Ticket) -> Tree:
+        """Importance weights whose largest is 1 over all ranks, not on each."""
+        if self._ranks.count == 1 or not self.replay.selector.uses_priority:
+            return batch
+        own = torch.tensor(ticket.largest_weight, dtype=torch.float64, device=self._agent.device)
+        share = own / self._ranks.max(own.clone())
+        return batch._replace(weight=batch.weight * share.to(batch.weight.dtype))
+
+    @property
+    def _reduce(self) -> Reduce | None:
+        """Gradients of several ranks, each the mean over a batch, are averaged."""
+        return None if self._ranks.count == 1 else self._ranks.mean
+
     def _update_normalizers(self, samples: Samples) -> None:
         """Take the slot into the running statistics of all networks that keep some."""
         num_steps, device = self._batch.num_steps, self._agent.device
@@ -117,7 +135,7 @@ class OffPolicy:
             normalizer: Any = getattr(network, "normalizer", None)
             if normalizer is not None:
                 env = samples.env[:num_steps]
-                normalizer.update(upload(env.observation, device), upload(env.valid, device))
+                normalizer.update(upload(env.observation, device), upload(env.valid, device), self._ranks.sum)
 
     def _take_metrics(self) -> dict[str, Any]:
         """Means over the gradient steps since the last call."""

@@ -42,7 +42,7 @@ class GradientStep:
         max_grad_norm: the gradient's norm over all parameters is clipped to it, after ``reduce``.
         eps: Adam's (Kingma and Ba 2015, arXiv 1412.6980).
         compile: run as one compiled graph.  If that fails, the log says so once, and steps go on eagerly.
-        reduce: maps a gradient, flat, to its sum over ranks; None: there is one rank.
+        reduce: maps gradients, flat, and metrics to their sums or means over ranks; None: there is one rank.
 
     Attributes:
         num_steps: made since metrics were last taken.
@@ -106,6 +106,8 @@ class GradientStep:
         for specialized in self._specialized:
             specialized.forget()
         means = self._sums / max(1, self.num_steps)
+        if self._reduce is not None:  # the norm is that of all ranks already
+            means[:-1] = self._reduce(means[:-1].clone())
         self._sums.zero_()
         self.num_steps = 0
         return means

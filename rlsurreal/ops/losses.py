@@ -9,9 +9,10 @@ loss nor its gradient.  (A NaN *observation* is beyond this module's reach: a ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple
@@ -155,12 +156,49 @@ def masked_normalize(
     return torch.where(valid, (x - moments.mean) / (moments.variance.sqrt() + epsilon), 0.0)
 
 
-def explained_variance(value: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+def normalize_groups(
+    x: Tensor,
+    valid: Tensor,
+    groups: Sequence[Tensor],
+    reduce: Callable[[Tensor], Tensor] = identity,
+    epsilon: float = 1e-8,
+) -> Tensor:
+    """`masked_normalize` within each of several groups of items, all at once.
+
+    Args:
+        x: float ``[N, ...]``: items.
+        valid: bool, the same shape.
+        groups: of items, by number, int64 ``[n]`` each; every item is in one of them.  Group g has its part of the
+            items on every rank.
+        reduce: see `masked_moments`.
+    """
+    width = max(len(group) for group in groups)
+    # Groups that are shorter are filled up with an item more, which is not valid.
+    index = torch.stack([F.pad(group, (0, width - len(group)), value=len(x)) for group in groups])
+    x, valid = (torch.cat([part, part.new_zeros(1, *part.shape[1:])]) for part in (x, valid))
+    parts, mask = x[index].flatten(1), valid[index].flatten(1)
+    parts = torch.where(mask, parts, 0.0)
+    sums = reduce(torch.stack([mask.sum(1).to(x.dtype), parts.sum(1)]))
+    divisor = sums[0].clamp(min=1)
+    mean = sums[1] / divisor
+    difference = torch.where(mask, parts - mean.unsqueeze(1), 0.0)
+    shift, spread = reduce(torch.stack([difference.sum(1), difference.square().sum(1)])) / divisor
+    std = (spread - shift.square()).clamp(min=0).sqrt()
+    normalized = torch.where(mask, (difference - shift.unsqueeze(1)) / (std + epsilon).unsqueeze(1), 0.0)
+    found = torch.empty_like(x)
+    found[index] = normalized.view(*index.shape, *x.shape[1:])
+    return found[:-1]
+
+
+def explained_variance(
+    value: Tensor, target: Tensor, valid: Tensor, reduce: Callable[[Tensor], Tensor] = identity
+) -> Tensor:
     """``1 - Var(target - value) / Var(target)`` over valid rows, a scalar: 1 is perfect, 0 no better than a constant.
 
-    0 where the target does not vary.  ``value``, ``target`` and ``valid`` have one shape.
+    0 where the target does not vary.  ``value``, ``target`` and ``valid`` have one shape; ``reduce``: see
+    `masked_moments`.
     """
-    total = masked_moments(target, valid).variance
-    residual = masked_moments(target - value, valid).variance
+    total = masked_moments(target, valid, reduce).variance
+    residual = masked_moments(target - value, valid, reduce).variance
     varies = total > 0
     return torch.where(varies, 1 - residual / torch.where(varies, total, 1.0), 0.0)

@@ -34,6 +34,7 @@ class Ticket:
 
     starts: np.ndarray
     envs: np.ndarray
+    largest_weight: float  # see `Drawn`
 
 
 @dataclass(kw_only=True, eq=False)
@@ -233,7 +234,7 @@ class Replay:
         batch = self.extractor.extract(self._past, items, self._rng)
         if self.storage.device != self._device:
             batch = to_device(batch, self._device)
-        return batch, Ticket(drawn.starts, drawn.envs)
+        return batch, Ticket(drawn.starts, drawn.envs, drawn.largest_weight)
 
     def update_priorities(self, ticket: Ticket, priority: np.ndarray) -> None:
         """New priorities of the items of a batch, ``[N]``; those of items that are gone are dropped."""

@@ -72,6 +72,7 @@ class Drawn:
     starts: np.ndarray  # int64 [N]
     envs: np.ndarray  # int64 [N]
     weight: np.ndarray  # float32 [N]: importance weights, the largest of the batch is 1
+    largest_weight: float = 1.0  # what they were divided by, up to a factor that all shards of a replay have in common
 
 
 class Selector(Protocol):
@@ -266,8 +267,9 @@ class Prioritized:
         if self.unique:
             leaves = self._without_repeats(leaves, rng)
         priority = self.tree.leaves[leaves]
-        weight = (priority / priority.min()) ** -self._beta_at(progress)
-        return Drawn(*self._starts.at(leaves), weight.astype(np.float32))
+        least, beta = priority.min(), self._beta_at(progress)
+        weight = (priority / least) ** -beta
+        return Drawn(*self._starts.at(leaves), weight.astype(np.float32), float((least / total) ** -beta))
 
     def _without_repeats(self, leaves: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for _ in range(_MAX_REDRAWS):

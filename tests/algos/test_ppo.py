@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ import rlsurreal.algos.pg.ppo as ppo_module
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
 from rlsurreal.algos.pg.a2c import a2c_loss
-from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, rows_of
+from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, minibatch_indices, rows_of
 from rlsurreal.algos.pg.ppo import METRICS, Coefficients, ppo_loss
+from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.ops.losses import masked_mean, ppo_clip_loss, value_loss
@@ -22,6 +24,7 @@ from rlsurreal.ops.returns import generalized_advantage_estimation
 from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.testing.envs import NestedEnv
+from rlsurreal.testing.ranks import run_ranks
 from rlsurreal.utils.namedarraytuple import leaves, tree_map
 from rlsurreal.utils.schedules import Linear
 
@@ -71,11 +74,13 @@ class Spy:
         self.kl = kl
         monkeypatch.setattr(ppo_module, "ppo_loss", self)
 
-    def __call__(self, agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients, ppo: PPO) -> Any:
+    def __call__(
+        self, agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients, ppo: PPO, ranks: Ranks
+    ) -> Any:
         with torch.no_grad():
             (params, _), _ = agent.module(data.inputs, data.state, data.first)
             ratio = (agent.distribution.log_prob(params, data.action) - data.old_log_prob).exp()
-        loss, parts = ppo_loss(agent, data, coefficients, ppo)
+        loss, parts = ppo_loss(agent, data, coefficients, ppo, ranks)
         self.ratios.append(ratio[data.valid])
         self.minibatches.append(tree_map(torch.clone, data))
         self.coefficients.append(coefficients)
@@ -123,7 +128,7 @@ def test_first_gradient_is_that_of_a2c(case, objective):
     data = rollout if rollout.state is None else rollout._replace(state=tree_map(lambda s: s[0], rollout.state))
     data = data if data.state is not None else rows_of(data)
     loss, _ = ppo_loss(run.agent, data, ppo._coefficients(0.0), ppo)
-    expected, _ = a2c_loss(run.agent, data, value_loss_coeff=0.7, entropy_coeff=0.03, normalize_advantage=False)
+    expected, _ = a2c_loss(run.agent, data, value_loss_coeff=0.7, entropy_coeff=0.03)
     gradients = run.gradient(loss), run.gradient(expected)
     norm = max(float(gradient.norm()) for gradient in gradients[1])
     for ours, theirs in zip(*gradients, strict=True):
@@ -511,3 +516,67 @@ def test_metrics_are_those_of_the_last_epoch(monkeypatch):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         PPO(**settings)
+
+
+# ---------------------------------------------------------------- several ranks
+
+
+BUILDING = threading.Lock()  # weights are drawn from the process's one generator
+RANKS = {
+    "clip": {},
+    "kl_penalty": {"objective": "kl_penalty", "kl_target": 1e-4},  # beyond the hinge
+    "batch": {"normalize_advantage": "batch", "value_clip_range": 0.1},
+    "stop": {"kl_stop": 1e-4},
+    "scaled": {"scale_rewards": True, "adaptive_clip": True},
+}
+
+
+def columns(samples: Samples, index: int) -> Samples:
+    return tree_map(lambda x: x[:, 2 * index : 2 * index + 2].clone(), samples)
+
+
+@pytest.mark.parametrize("recurrent", [None, "lstm"])
+@pytest.mark.parametrize("name", RANKS)
+def test_two_ranks_with_half_the_environments_are_one_with_all(name, recurrent, monkeypatch):
+    """On the same minibatches; valid rows are not the same in number."""
+    model = {"normalize_observation": True, "recurrent": recurrent}
+    source = Run(PPO(), model=model, mid_batch_reset=False)
+    slots = [source.sample() for _ in range(3)]
+    counts = [[int(columns(slot, index).env.valid[:-1].sum()) for index in (0, 1)] for slot in slots]
+    assert any(one != other for one, other in counts)
+    num_minibatches = 2 if recurrent else 3
+    draw = minibatch_indices
+
+    def plan(num_items: int, num: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
+        """That of a rank is its part of that of the whole: items of columns 0 and 1, or 2 and 3."""
+        index = getattr(rank_of_thread, "index", None)
+        if index is not None:
+            return [item[item % 4 // 2 == index] // 4 * 2 + item[item % 4 // 2 == index] % 2 for item in whole_plan]
+        return whole_plan
+
+    whole_plan = draw(
+        4 * (1 if recurrent else T), num_minibatches, torch.Generator().manual_seed(4), torch.device("cpu")
+    )
+    rank_of_thread = threading.local()
+    monkeypatch.setattr(ppo_module, "minibatch_indices", plan)
+
+    def learn(ranks: Ranks) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+        algo = PPO(num_epochs=3, num_minibatches=num_minibatches, learning_rate=3e-3, **RANKS[name])
+        with BUILDING:
+            run = Run(algo, model=model, num_envs=B // ranks.count)
+        algo.initialize(run.agent, run.sampler.batch, seed=3, ranks=ranks)
+        if ranks.count > 1:
+            rank_of_thread.index = ranks.index
+        metrics = []
+        for slot in slots:
+            part = slot if ranks.count == 1 else columns(slot, ranks.index)
+            metrics.append({key: float(value) for key, value in algo.update(part, 0.0).items()})
+        return metrics, {key: tensor.clone() for key, tensor in run.agent.tensors().items()}
+
+    metrics, tensors = learn(ALONE)
+    first, second = run_ranks(2, learn)
+    for key, expected in tensors.items():
+        assert torch.equal(first[1][key], second[1][key]), key
+        torch.testing.assert_close(first[1][key], expected, atol=3e-5, rtol=1e-3)
+    for ours, theirs, expected in zip(first[0], second[0], metrics):
+        assert ours == theirs == pytest.approx(expected, rel=2e-3, abs=1e-5)

@@ -15,6 +15,7 @@ from rlsurreal.ops.losses import (
     masked_mean,
     masked_moments,
     masked_normalize,
+    normalize_groups,
     ppo_clip_loss,
     value_loss,
 )
@@ -182,3 +183,18 @@ def test_one_hot() -> None:
     index = torch.tensor([[0, 2], [1, 2]])
     torch.testing.assert_close(one_hot(index, 3), torch.nn.functional.one_hot(index, 3).float())
     assert one_hot(torch.tensor(1), 2).tolist() == [0, 1]
+
+
+def test_normalize_groups_is_masked_normalize_in_each() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = 10 + torch.randn(23, 3, generator=generator)
+    valid = torch.rand(23, 3, generator=generator) < 0.7
+    x[~valid] = math.nan
+    for num_groups in (1, 2, 5, 23):
+        order = torch.randperm(23, generator=generator)
+        groups = [order[23 * i // num_groups : 23 * (i + 1) // num_groups] for i in range(num_groups)]
+        found = normalize_groups(x, valid, groups)
+        for group in groups:
+            torch.testing.assert_close(found[group], masked_normalize(x[group], valid[group]), atol=1e-4, rtol=1e-4)
+    nothing = normalize_groups(x, torch.zeros_like(valid), groups)
+    assert (nothing == 0).all()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlsurreal.agents.return_heads import Expected
 from rlsurreal.algos.dqn.dqn import DQN
 from rlsurreal.algos.off_policy import Parts
+from rlsurreal.ops.losses import masked_mean
 from rlsurreal.ops.values import (
     greedy,
     n_step_targets,
@@ -96,10 +97,11 @@ class R2D2(DQN):
         wanted, valid = self._targets(batch.reward[learned], *flags, best)
         chosen = select(values[: len(wanted)], batch.action[learned][: len(wanted)])
         error = torch.where(valid, wanted - chosen, 0.0)
-        loss = weighted_masked_mean(self._agent.head.delta_loss(error), batch.weight.expand_as(error), valid)
+        # Gradients are averaged over ranks: so the rows that count are the mean of theirs.
+        num_valid = self._ranks.mean(valid.sum().float())
+        loss = weighted_masked_mean(self._agent.head.delta_loss(error), batch.weight.expand_as(error), valid, num_valid)
         magnitude = error.detach().abs()
-        count = valid.sum().clamp(min=1)
-        means = [torch.where(valid, x, 0.0).sum() / count for x in (chosen, magnitude)]
+        means = [masked_mean(x, valid, num_valid) for x in (chosen, magnitude)]
         return loss, torch.stack([loss, *means]).detach(), sequence_priority(magnitude, valid, self.eta)
 
     def _pass(self, module: nn.Module, batch: Sequences, noise: Noise) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlsurreal.agents import ActorCriticAgent
 from rlsurreal.algos.pg.on_policy import OnPolicy, Rollout, rows_of, sequences_of, time_first
-from rlsurreal.ops.losses import masked_mean, masked_normalize, value_loss
+from rlsurreal.ops.losses import masked_mean, value_loss
 from rlsurreal.structs import Samples
 from rlsurreal.utils.schedules import Schedule
 
@@ -31,7 +31,10 @@ class A2C(OnPolicy):
         samples, rollout = self._prepare(samples)
         data = rows_of(rollout) if rollout.state is None else time_first(sequences_of(rollout))
         self._gradient_step.learning_rate.fill_(self._learning_rate_at(progress))
-        self._gradient_step(data, torch.tensor(float(self._entropy_coeff_at(progress)), device=self._agent.device))
+        everything = torch.arange(len(data.valid), device=self._agent.device)
+        data, (num_valid,) = self._for_steps(data, [everything])
+        entropy_coeff = torch.tensor(float(self._entropy_coeff_at(progress)), device=self._agent.device)
+        self._gradient_step(data._replace(num_valid=num_valid), entropy_coeff)
         return {
             **dict(zip(METRICS, self._gradient_step.take_metrics())),
             "update/learning_rate": self._learning_rate_at(progress),
@@ -39,13 +42,7 @@ class A2C(OnPolicy):
         }
 
     def _loss(self, data: Rollout, entropy_coeff: Tensor) -> tuple[Tensor, Tensor]:
-        return a2c_loss(
-            self._agent,
-            data,
-            value_loss_coeff=self.value_loss_coeff,
-            entropy_coeff=entropy_coeff,
-            normalize_advantage=self.normalize_advantage == "minibatch",
-        )
+        return a2c_loss(self._agent, data, value_loss_coeff=self.value_loss_coeff, entropy_coeff=entropy_coeff)
 
     @property
     def _num_steps_per_update(self) -> int:
@@ -62,18 +59,16 @@ def a2c_loss(
     *,
     value_loss_coeff: float,
     entropy_coeff: float | Tensor,
-    normalize_advantage: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its metrics in the order of `METRICS` (the gradient's norm is added later).
 
     loss = mean( -A * log pi(a|s) ) + value_loss_coeff * mean( (V - target)^2 ) / 2 - entropy_coeff * mean( H(pi) )
     """
     (params, value), _ = agent.module(data.inputs, data.state, data.first)
-    distribution = agent.distribution
-    advantage = masked_normalize(data.advantage, data.valid) if normalize_advantage else data.advantage
+    distribution, valid, num_valid = agent.distribution, data.valid, data.num_valid
     log_prob = distribution.log_prob(params, data.action)
-    policy = masked_mean(-advantage * log_prob, data.valid)
-    critic = value_loss(value, data.target, data.valid)
-    entropy = masked_mean(distribution.entropy(params), data.valid)
+    policy = masked_mean(-data.advantage * log_prob, valid, num_valid)
+    critic = value_loss(value, data.target, valid, num_valid=num_valid)
+    entropy = masked_mean(distribution.entropy(params), valid, num_valid)
     loss = policy + value_loss_coeff * critic - entropy_coeff * entropy
     return loss, torch.stack([policy, critic, entropy]).detach()

@@ -14,7 +14,8 @@ from torch import Tensor
 from rlsurreal.agents import ActorCriticAgent
 from rlsurreal.algos.pg.rewards import RewardScaler
 from rlsurreal.algos.update import GradientStep
-from rlsurreal.ops.losses import explained_variance, masked_normalize
+from rlsurreal.distributed.ranks import ALONE, Ranks
+from rlsurreal.ops.losses import explained_variance, masked_normalize, normalize_groups
 from rlsurreal.ops.returns import generalized_advantage_estimation
 from rlsurreal.structs import AgentInputs, BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
@@ -42,6 +43,7 @@ class Rollout(NamedArrayTuple):
     valid: Any
     first: Any = None  # sequences only
     state: Tree = None  # sequences only: [N], before their first row
+    num_valid: Any = None  # minibatches only: valid rows on all ranks; None: there is one rank
 
 
 @dataclass(kw_only=True, eq=False)
@@ -82,9 +84,10 @@ class OnPolicy:
         seed: int,
         compile: Compile = "off",
         num_iterations: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Build the optimizer; see `rlsurreal.structs.Algorithm`."""
-        self._agent, self._batch = agent, batch
+        self._agent, self._batch, self._ranks = agent, batch, ranks
         num_steps = None if num_iterations is None else num_iterations * self._num_steps_per_update
         compiled = should_compile(compile, num_steps, _SECONDS_SAVED)
         if compiled and agent.module.recurrent:
@@ -98,9 +101,10 @@ class OnPolicy:
             self._num_metrics,
             max_grad_norm=self.max_grad_norm,
             compile=compiled,
+            reduce=None if ranks.count == 1 else ranks.sum,  # losses are sums over valid rows / those of all ranks
         )
-        self._scaler = RewardScaler(batch.num_envs, self.discount) if self.scale_rewards else None
-        self._generator = torch.Generator().manual_seed(seed)
+        self._scaler = RewardScaler(batch.num_envs, self.discount, ranks.sum) if self.scale_rewards else None
+        self._generator = torch.Generator().manual_seed(ranks.own_seed(seed))
 
     def wants_threads(self, num_rows: int) -> bool:
         """Whether a gradient step has many rows."""
@@ -147,7 +151,7 @@ class OnPolicy:
             gae_lambda=self.gae_lambda,
         )
         if self.normalize_advantage == "batch":
-            advantage = masked_normalize(advantage, env.valid)
+            advantage = masked_normalize(advantage, env.valid, self._ranks.sum)
         return Rollout(
             inputs=inputs_of(samples)[:num_steps],
             action=tree_map(lambda a: a[:num_steps], samples.agent.action),
@@ -161,14 +165,27 @@ class OnPolicy:
             state=samples.agent.agent_state,
         )
 
+    def _for_steps(self, data: Rollout, plan: list[Tensor]) -> tuple[Rollout, list[Tensor | None]]:
+        """``data`` with its advantages normalized within each minibatch of ``plan``, and the minibatches' valid rows.
+
+        These are counted over all ranks; None where there is one.
+        """
+        if self.normalize_advantage == "minibatch":
+            advantage = normalize_groups(data.advantage, data.valid, plan, self._ranks.sum)
+            data = data._replace(advantage=advantage)
+        if self._ranks.count == 1:
+            return data, [None] * len(plan)
+        return data, list(self._ranks.sum(torch.stack([data.valid[index].sum() for index in plan])))
+
     def _finish(self, samples: Samples, rollout: Rollout) -> dict[str, Any]:
         """After the last gradient step: take the slot into the normalizers' statistics.  Metrics of the whole slot.
 
         The statistics that chose the actions hold for the whole update, or the first ratio of PPO would not be 1.
         """
         num_steps = self._batch.num_steps
-        self._agent.update_normalizer(tree_map(lambda o: o[:num_steps], samples.env.observation), rollout.valid)
-        explained = explained_variance(rollout.old_value, rollout.target, rollout.valid)
+        observation = tree_map(lambda o: o[:num_steps], samples.env.observation)
+        self._agent.update_normalizer(observation, rollout.valid, self._ranks.sum)
+        explained = explained_variance(rollout.old_value, rollout.target, rollout.valid, self._ranks.sum)
         metrics: dict[str, Any] = {"value/explained_variance": explained}
         if self._scaler is not None:
             metrics["reward/scale"] = self._scaler.scale

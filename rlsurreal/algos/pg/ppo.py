@@ -5,6 +5,7 @@ The KL penalty with its hinge, and the clip range that adapts to the KL, are tho
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,12 +23,14 @@ from rlsurreal.algos.pg.on_policy import (
     rows_of,
     sequences_of,
 )
-from rlsurreal.ops.losses import masked_mean, masked_normalize, ppo_clip_loss, value_loss
+from rlsurreal.distributed.ranks import ALONE, Ranks
+from rlsurreal.ops.losses import masked_mean, ppo_clip_loss, value_loss
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, tree_map
 from rlsurreal.utils.schedules import Schedule, as_schedule
 from rlsurreal.utils.torch_tree import where_first
 
+_log = logging.getLogger("rlsurreal")
 METRICS = ("loss/policy", "loss/value", "loss/entropy", "policy/kl", "policy/clip_fraction", "update/grad_norm")
 
 # SURREAL's constants: the coefficient moves by a factor when the KL leaves (0.5, 2) times its target.
@@ -79,9 +82,13 @@ class PPO(OnPolicy):
         if self.adaptive_clip and self._clip_range_at(0.0) != _clamp(self._clip_range_at(0.0), _CLIP_BOUNDS):
             raise ValueError(f"PPO.clip_range is {self.clip_range}; with adaptive_clip it must lie in {_CLIP_BOUNDS}")
 
-    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, **options: Any) -> None:
+    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, *, ranks: Ranks = ALONE, **options: Any) -> None:
         """Build the optimizer; see `OnPolicy.initialize`."""
-        super().initialize(agent, batch, **options)
+        if ranks.count > 1 and self.objective == "kl_penalty":  # its loss asks the other ranks in the middle
+            if options.get("compile") == "on":
+                _log.warning("the update is not compiled: the KL penalty on several ranks")
+            options["compile"] = "off"
+        super().initialize(agent, batch, ranks=ranks, **options)
         self._adaptive_clip_range = float(self._clip_range_at(0.0))
         self._adaptive_kl_coeff = self.kl_coeff
 
@@ -115,12 +122,17 @@ class PPO(OnPolicy):
         data = rows_of(rollout) if rollout.state is None else sequences_of(rollout)
         num_items = len(data.valid)
         num_minibatches = min(self.num_minibatches, num_items)
-        for index in minibatch_indices(num_items, num_minibatches, self._generator, self._agent.device):
-            self._gradient_step(data, index, coefficients)
+        plan = minibatch_indices(num_items, num_minibatches, self._generator, self._agent.device)
+        data, counts = self._for_steps(data, plan)
+        for index, num_valid in zip(plan, counts):
+            self._gradient_step(data, index, num_valid, coefficients)
         return self._gradient_step.take_metrics()
 
-    def _loss(self, data: Rollout, index: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
-        return ppo_loss(self._agent, minibatch(data, index), coefficients, self)
+    def _loss(
+        self, data: Rollout, index: Tensor, num_valid: Tensor | None, coefficients: Coefficients
+    ) -> tuple[Tensor, Tensor]:
+        part = minibatch(data, index)._replace(num_valid=num_valid)
+        return ppo_loss(self._agent, part, coefficients, self, self._ranks)
 
     def wants_threads(self, num_rows: int) -> bool:
         """Whether a minibatch has many rows."""
@@ -165,8 +177,12 @@ class PPO(OnPolicy):
         self._adaptive_clip_range, self._adaptive_kl_coeff = state["clip_range"], state["kl_coeff"]
 
 
-def ppo_loss(agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients, ppo: PPO) -> tuple[Tensor, Tensor]:
+def ppo_loss(
+    agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients, ppo: PPO, ranks: Ranks = ALONE
+) -> tuple[Tensor, Tensor]:
     """The loss of a minibatch, and its metrics in the order of `METRICS` (the gradient's norm is added later).
+
+    With several ranks both are this rank's part of the sum.
 
     clip:        policy = -mean( min( ratio * A, clip(ratio, 1 - c, 1 + c) * A ) )
     kl_penalty:  policy = -mean( ratio * A ) + kl_coeff * KL + kl_hinge_coeff * max(0, KL - 2 kl_target)^2,
@@ -174,23 +190,30 @@ def ppo_loss(agent: ActorCriticAgent, data: Rollout, coefficients: Coefficients,
     loss = policy + value_loss_coeff * value - entropy_coeff * mean( H(pi) )
     """
     (params, value), _ = agent.module(data.inputs, data.state, data.first)
-    distribution, valid = agent.distribution, data.valid
-    advantage = masked_normalize(data.advantage, valid) if ppo.normalize_advantage == "minibatch" else data.advantage
+    distribution, valid, num_valid = agent.distribution, data.valid, data.num_valid
     log_prob = distribution.log_prob(params, data.action)
     is_clip = ppo.objective == "clip"
     clip_range = coefficients.clip_range if is_clip else float("inf")
-    policy = ppo_clip_loss(log_prob, data.old_log_prob, advantage, valid, clip_range=clip_range)
+    policy = ppo_clip_loss(
+        log_prob, data.old_log_prob, data.advantage, valid, clip_range=clip_range, num_valid=num_valid
+    )
     policy_loss, kl = policy.loss, policy.approx_kl
+    hinge = torch.zeros_like(kl)
     if not is_clip:
         # Masking the result alone would let a NaN of an invalid row into the gradient, as 0 * NaN.
         old_params = where_first(~valid, tree_map(Tensor.detach, params), data.old_params)
-        kl = masked_mean(distribution.kl(old_params, params), valid)
-        excess = (kl - _KL_BAND[1] * ppo.kl_target).clamp(min=0)
-        policy_loss = policy_loss + coefficients.kl_coeff * kl + ppo.kl_hinge_coeff * excess.square()
-    critic = value_loss(value, data.target, valid, old_value=data.old_value, clip_range=ppo.value_clip_range)
-    entropy = masked_mean(distribution.entropy(params), valid)
-    loss = policy_loss + ppo.value_loss_coeff * critic - coefficients.entropy_coeff * entropy
-    return loss, torch.stack([policy_loss, critic, entropy, kl, policy.clip_fraction]).detach()
+        kl = masked_mean(distribution.kl(old_params, params), valid, num_valid)
+        # The hinge is one of the KL of all ranks; its gradient flows through this rank's part.
+        whole_kl = kl if ranks.count == 1 else kl + (ranks.sum(kl.detach().clone()) - kl.detach())
+        hinge = ppo.kl_hinge_coeff * (whole_kl - _KL_BAND[1] * ppo.kl_target).clamp(min=0).square()
+        policy_loss = policy_loss + coefficients.kl_coeff * kl
+    critic = value_loss(
+        value, data.target, valid, old_value=data.old_value, clip_range=ppo.value_clip_range, num_valid=num_valid
+    )
+    entropy = masked_mean(distribution.entropy(params), valid, num_valid)
+    loss = policy_loss + hinge + ppo.value_loss_coeff * critic - coefficients.entropy_coeff * entropy
+    parts = [policy_loss + hinge / ranks.count, critic, entropy, kl, policy.clip_fraction]
+    return loss, torch.stack(parts).detach()
 
 
 def _clamp(value: float, bounds: tuple[float, float]) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlsurreal.ops.losses import identity
 from rlsurreal.ops.returns import reverse_scan
 from rlsurreal.structs import EnvSamples
 
@@ -20,8 +22,9 @@ class RewardScaler:
     before it is scaled.  Runs on the CPU, in float64.
     """
 
-    def __init__(self, num_envs: int, discount: float) -> None:
-        self._discount = discount
+    def __init__(self, num_envs: int, discount: float, reduce: Callable[[Tensor], Tensor] = identity) -> None:
+        """``reduce``: maps a tensor of sums to its sum over ranks, whose statistics are the same."""
+        self._discount, self._reduce = discount, reduce
         self._return = torch.zeros(num_envs, dtype=torch.float64)
         self._count, self._mean, self._spread = 0.0, 0.0, 0.0  # spread: sum of squared differences from the mean
         self.scale = 1.0
@@ -43,11 +46,13 @@ class RewardScaler:
         return scaled
 
     def _take_in(self, returns: Tensor) -> None:
-        if returns.numel() == 0:
+        count, summed = self._reduce(torch.tensor([returns.numel(), returns.sum()], dtype=torch.float64)).tolist()
+        if count == 0:
             return
-        count, mean = float(returns.numel()), float(returns.mean())
+        mean = summed / count
         difference, total = mean - self._mean, self._count + count
-        self._spread += float((returns - mean).square().sum()) + difference**2 * self._count * count / total
+        squares = float(self._reduce((returns - mean).square().sum()))
+        self._spread += squares + difference**2 * self._count * count / total
         self._mean += difference * count / total
         self._count = total
 

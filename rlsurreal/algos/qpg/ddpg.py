@@ -71,7 +71,12 @@ class DDPG(OffPolicy):
                 f"{self._critics.num_atoms}: the least of several is of numbers, not distributions; use num_critics=1"
             )
         self._target, self._target_policy = Target(self._critics), Target(agent.module)
-        options: Any = {"max_grad_norm": self.max_grad_norm, "eps": self.adam_eps, "compile": compiled}
+        options: Any = {
+            "max_grad_norm": self.max_grad_norm,
+            "eps": self.adam_eps,
+            "compile": compiled,
+            "reduce": self._reduce,
+        }
         self._critic_step = GradientStep(
             self._critics,
             self._critic_loss,
@@ -102,7 +107,7 @@ class DDPG(OffPolicy):
             self._target_policy.follow(self.target_tau)
         parameter_noise = self._agent.parameter_noise
         if parameter_noise is not None and self._num_updates % parameter_noise.interval == 0:
-            parameter_noise.draw(self._agent.module, batch.observation, self._generator)
+            parameter_noise.draw(self._agent.module, batch.observation, self._generator, self._ranks.mean)
         assert self._critic_step.extra is not None
         return self._critic_step.extra
 

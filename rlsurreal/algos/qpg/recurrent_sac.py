@@ -83,9 +83,11 @@ class RecurrentSAC(SAC):
         features = self._remembered(self._critics, batch)[:num_steps]
         values = self._critics(features, learned.action[:num_steps])
         errors = torch.where(valid, values - target, 0.0)
-        loss = weighted_masked_mean(errors.square().sum(0), batch.weight, valid) / 2
+        # Gradients are averaged over ranks: so the rows that count are the mean of theirs.
+        num_valid = self._ranks.mean(valid.sum().float())
+        loss = weighted_masked_mean(errors.square().sum(0), batch.weight, valid, num_valid) / 2
         error = errors.detach().abs().mean(0)
-        means = [masked_mean(x, valid) for x in (values.detach().mean(0), error)]
+        means = [masked_mean(x, valid, num_valid) for x in (values.detach().mean(0), error)]
         return loss, torch.stack([loss.detach(), *means]), sequence_priority(error, valid, eta=0.9)
 
     def _policy_loss(  # type: ignore[override]
@@ -96,8 +98,9 @@ class RecurrentSAC(SAC):
             features = self._remembered(self._critics, batch)
         valid = _rows(batch, self._windows.burn_in).valid
         value = min_over_critics(self._critics(features, action))
-        loss = masked_mean(self._temperature.value.detach() * log_prob - value, valid)
-        return self._with_temperature(loss, masked_mean(log_prob, valid))
+        num_valid = self._ranks.mean(valid.sum().float())
+        loss = masked_mean(self._temperature.value.detach() * log_prob - value, valid, num_valid)
+        return self._with_temperature(loss, masked_mean(log_prob, valid, num_valid))
 
     def _act_along(self, batch: Sequences, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions of the present policy in the rows after the burn-in, and their log-probabilities."""

@@ -72,7 +72,12 @@ class SAC(OffPolicy):
         start = self.initial_temperature if self.temperature == "auto" else self.temperature
         self._temperature = _Temperature(start, learns=self.temperature == "auto").to(agent.device)
         actor = nn.ModuleList([agent.module, self._temperature])  # one optimizer's parameters
-        options: Any = {"max_grad_norm": self.max_grad_norm, "eps": self.adam_eps, "compile": compiled}
+        options: Any = {
+            "max_grad_norm": self.max_grad_norm,
+            "eps": self.adam_eps,
+            "compile": compiled,
+            "reduce": self._reduce,
+        }
         self._critic_step = GradientStep(
             self._critics,
             self._critic_loss,
