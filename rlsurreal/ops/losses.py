@@ -172,12 +172,13 @@ def normalize_groups(
             items on every rank.
         reduce: see `masked_moments`.
     """
-    width = max(len(group) for group in groups)
-    # Groups that are shorter are filled up with an item more, which is not valid.
-    index = torch.stack([F.pad(group, (0, width - len(group)), value=len(x)) for group in groups])
-    x, valid = (torch.cat([part, part.new_zeros(1, *part.shape[1:])]) for part in (x, valid))
-    parts, mask = x[index].flatten(1), valid[index].flatten(1)
-    parts = torch.where(mask, parts, 0.0)
+    num_items, width = len(x), max(len(group) for group in groups)
+    if any(len(group) < width for group in groups):  # fill up with an item more, which is not valid
+        groups = [F.pad(group, (0, width - len(group)), value=num_items) for group in groups]
+        x, valid = (torch.cat([part, part.new_zeros(1, *part.shape[1:])]) for part in (x, valid))
+    index = torch.stack(list(groups))
+    mask = valid[index].flatten(1)
+    parts = torch.where(mask, x[index].flatten(1), 0.0)
     sums = reduce(torch.stack([mask.sum(1).to(x.dtype), parts.sum(1)]))
     divisor = sums[0].clamp(min=1)
     mean = sums[1] / divisor
@@ -187,7 +188,7 @@ def normalize_groups(
     normalized = torch.where(mask, (difference - shift.unsqueeze(1)) / (std + epsilon).unsqueeze(1), 0.0)
     found = torch.empty_like(x)
     found[index] = normalized.view(*index.shape, *x.shape[1:])
-    return found[:-1]
+    return found[:num_items]
 
 
 def explained_variance(
