@@ -76,7 +76,7 @@ def make_trainer(total_env_steps: int = 100_000) -> Trainer:
     return Trainer(
         name="example_3",
         agent=ActorCriticAgent(model=ModelSpec(cls=DifferenceModel, kwargs={"hidden_size": 32}), init_std=0.5),
-        algo=PPO(learning_rate=1e-3, discount=0.95, num_epochs=8, num_minibatches=8),
+        algo=PPO(learning_rate=2e-3, discount=0.95, num_epochs=8, num_minibatches=8),
         sampler=ParallelSampler(
             env=GymnasiumEnv(factory=Reach, kwargs={"max_steps": 30}, info_fields={"distance": 0.0}),
             batch=BatchSpec(num_steps=64, num_envs=16),

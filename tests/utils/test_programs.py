@@ -102,9 +102,9 @@ def test_tensors_that_are_no_arguments_and_branches_are_refused():
 
 def test_a_library_that_crashes_takes_only_its_builder_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    crash = tmp_path / "crash.py"
-    crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.setattr(program_builder, "__file__", str(crash))
+    (tmp_path / "crashing_builder.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(program_builder, "__name__", "crashing_builder")
     with pytest.raises(CompileError, match="exit status -11"):
         compile_program(scaled, *arguments())
     assert not [file for file in tmp_path.rglob("*.so") if file.is_file()]
