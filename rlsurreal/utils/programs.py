@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+import rlsurreal.utils.torch_tree  # noqa: F401  # makes named array tuples pytrees
 from rlsurreal.utils import matrix_products, program_builder
 from rlsurreal.utils.cuda_graphs import CudaProgram
 from rlsurreal.utils.files import atomic_write, cache_folder
