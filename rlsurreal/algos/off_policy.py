@@ -71,7 +71,7 @@ class OffPolicy:
         )
         num_updates = None
         if num_iterations is not None:
-            rows_per_update = self.batch_size * self._rows_per_item
+            rows_per_update = self.batch_size * self.replay.extractor.num_learned
             num_updates = int(num_iterations * batch.size * self.limiter.ratio / rows_per_update)
         self._num_updates = self._num_unread = 0
         self._parts = self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
@@ -100,7 +100,7 @@ class OffPolicy:
         # A resumed run fills its replay with what the agent does by now.
         at_random = self._num_updates == 0 and not self.limiter.has_begun
         self._agent.explore(progress, self._num_envs, at_random=at_random)
-        num_updates = self.limiter.take(self.batch_size * self._rows_per_item * self._ranks.count)
+        num_updates = self.limiter.take(self.batch_size * self.replay.extractor.num_learned * self._ranks.count)
         for _ in range(num_updates):
             batch, ticket = self.replay.sample(self.batch_size, progress)
             batch = self._with_common_weights(batch, ticket)
@@ -152,11 +152,6 @@ class OffPolicy:
     def _first_priority(self) -> Callable[[Callable[[str], Tree]], np.ndarray] | None:
         """See `Replay.append`; None: the selector's own."""
         return None
-
-    @property
-    def _rows_per_item(self) -> int:
-        """How many rows an item of a batch teaches, for the replay ratio."""
-        return 1
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""

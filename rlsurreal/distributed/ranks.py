@@ -7,7 +7,6 @@ methods in the same order, or the run stands still until the process group's tim
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +25,6 @@ class Ranks:
         if not 0 <= self.index < self.count:
             raise ValueError(f"Ranks.index is {self.index}; it must lie in [0, count={self.count})")
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the rank that logs and saves."""
-        return self.index == 0
-
     def own_seed(self, seed: int) -> int:
         """From a seed that all ranks share, one of this rank's own; the first rank's is the shared one."""
         return derive_seed(seed, "rank", self.index) if self.index else seed
@@ -46,14 +40,6 @@ class Ranks:
     def max(self, tensor: Tensor) -> Tensor:
         """The largest over ranks, in place."""
         return self._reduce(tensor, "MAX")
-
-    def gather(self, value: Any) -> list[Any]:
-        """What each rank has, in order, on every rank; anything that pickles."""
-        if self.count == 1:
-            return [value]
-        found: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(found, value)
-        return found
 
     def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
         if self.count > 1:

@@ -89,6 +89,10 @@ class Extractor(Protocol):
     lookback: int  # an item needs so many rows before its start, too
 
     @property
+    def num_learned(self) -> int:
+        """Rows of an item that are learned from."""
+
+    @property
     def stride(self) -> int:
         """Rows between possible starts."""
 
@@ -117,6 +121,7 @@ class NStep:
     num_steps: int = 1  # n
 
     uses_state = False
+    num_learned = 1
     lookback = 0
     stride = 1
 
@@ -203,6 +208,11 @@ class Windows:
     def stride(self) -> int:
         """See `Extractor`."""
         return self.interval
+
+    @property
+    def num_learned(self) -> int:
+        """See `Extractor`."""
+        return self.num_steps
 
     @property
     def num_rows(self) -> int:

@@ -35,6 +35,7 @@ class Hindsight:
     probability: float = 0.8  # the paper's four goals in hindsight to each original one
 
     uses_state = False
+    num_learned = 1
     lookback = 0
     stride = 1
 

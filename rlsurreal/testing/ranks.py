@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ class _Meeting:
 
     def __init__(self, count: int) -> None:
         self.barrier = threading.Barrier(count, timeout=_TIMEOUT_S)
-        self.laid_down: list[Any] = [None] * count
+        self.laid_down = [torch.empty(0)] * count
 
-    def exchange(self, index: int, value: Any) -> list[Any]:
+    def exchange(self, index: int, value: Tensor) -> list[Tensor]:
         self.laid_down[index] = value
         self.barrier.wait()
         found = list(self.laid_down)
@@ -60,11 +60,7 @@ class _ThreadRanks(Ranks):
         super().__init__(index, count)
         object.__setattr__(self, "_meeting", meeting)
 
-    def gather(self, value: Any) -> list[Any]:
-        """See `Ranks`."""
-        meeting: _Meeting = self._meeting  # type: ignore[attr-defined]
-        return meeting.exchange(self.index, value)
-
     def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
-        every = torch.stack(self.gather(tensor.clone()))
+        meeting: _Meeting = self._meeting  # type: ignore[attr-defined]
+        every = torch.stack(meeting.exchange(self.index, tensor.clone()))
         return tensor.copy_(every.sum(0) if operation == "SUM" else every.amax(0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
 import pytest
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import A2C
-from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import AgentInputs, AgentSamples, BatchSpec, EnvSamples, Samples, Spaces
-from rlsurreal.testing.ranks import run_ranks
 from rlsurreal.utils.namedarraytuple import tree_map
 from rlsurreal.utils.schedules import Linear
 
@@ -185,39 +182,3 @@ def test_recurrent_gradient_is_cut_at_recorded_states(state_interval):
 
 def test_defaults_are_the_discounted_return():
     assert A2C().gae_lambda == 1.0
-
-
-@pytest.mark.parametrize("recurrent", [None, "gru"])
-def test_two_ranks_with_half_the_environments_are_one_with_all(recurrent: str | None) -> None:
-    model = ModelSpec(cls=ActorCritic, kwargs={"hidden_sizes": (8,), "recurrent": recurrent, "recurrent_size": 5})
-    env = GymnasiumEnv(factory="CartPole-v1", kwargs={"max_episode_steps": 14})
-    sampler = SerialSampler(env=env, batch=BatchSpec(12, 4), mid_batch_reset=False)
-    agent = ActorCriticAgent(model=model)
-    agent.initialize(sampler.connect(seed=2), seed=1)
-    sampler.initialize(agent, discount=0.9)
-    slots = []
-    for _ in range(3):
-        samples = sampler.obtain()
-        slots.append(tree_map(torch.clone, samples))
-        sampler.release(samples)
-    valid = [slot.env.valid[:-1].sum(0) for slot in slots]
-    assert any(count[:2].sum() != count[2:].sum() for count in valid)
-    building = threading.Lock()  # weights are drawn from the process's one generator
-
-    def learn(ranks: Ranks) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-        algo, own = A2C(learning_rate=1e-2), ActorCriticAgent(model=model)
-        with building:
-            own.initialize(agent.spaces, seed=1)
-        algo.initialize(own, BatchSpec(12, 4 // ranks.count), seed=3, ranks=ranks)
-        part = slice(ranks.index * 2, ranks.index * 2 + 4 // ranks.count)
-        metrics = [algo.update(tree_map(lambda x: x[:, part].clone(), slot), 0.0) for slot in slots]
-        floats = [{key: float(value) for key, value in each.items()} for each in metrics]
-        return floats, {key: tensor.clone() for key, tensor in own.tensors().items()}
-
-    metrics, tensors = learn(ALONE)
-    first, second = run_ranks(2, learn)
-    for key, expected in tensors.items():
-        assert torch.equal(first[1][key], second[1][key]), key
-        torch.testing.assert_close(first[1][key], expected, atol=3e-5, rtol=1e-3)
-    for ours, theirs, expected_metrics in zip(first[0], second[0], metrics):
-        assert ours == theirs == pytest.approx(expected_metrics, rel=2e-3, abs=1e-5)

@@ -187,7 +187,7 @@ def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name):
     moved = {key for key in before if before[key].is_floating_point() and not torch.equal(before[key], after[key])}
     assert {name for name, _ in run.agent.module.named_parameters()} <= moved
     assert all(math.isfinite(value) for value in metrics[-1].values())
-    limiter, rows = run.algo.limiter, run.algo._rows_per_item
+    limiter, rows = run.algo.limiter, run.algo.replay.extractor.num_learned
     wanted = (run.num_steps - limiter.min_steps) * limiter.ratio / (run.algo.batch_size * rows)
     assert run.algo._num_updates == int(wanted) > 5
     assert metrics[-1]["replay/ratio"] == pytest.approx(limiter.ratio, rel=0.2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ import rlsurreal.algos.pg.ppo as ppo_module
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
 from rlsurreal.algos.pg.a2c import a2c_loss
-from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, minibatch_indices, rows_of
+from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, rows_of
 from rlsurreal.algos.pg.ppo import METRICS, Coefficients, ppo_loss
-from rlsurreal.distributed.ranks import ALONE, Ranks
+from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.ops.losses import masked_mean, ppo_clip_loss, value_loss
@@ -24,7 +23,6 @@ from rlsurreal.ops.returns import generalized_advantage_estimation
 from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.testing.envs import NestedEnv
-from rlsurreal.testing.ranks import run_ranks
 from rlsurreal.utils.namedarraytuple import leaves, tree_map
 from rlsurreal.utils.schedules import Linear
 
@@ -516,67 +514,3 @@ def test_metrics_are_those_of_the_last_epoch(monkeypatch):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         PPO(**settings)
-
-
-# ---------------------------------------------------------------- several ranks
-
-
-BUILDING = threading.Lock()  # weights are drawn from the process's one generator
-RANKS = {
-    "clip": {},
-    "kl_penalty": {"objective": "kl_penalty", "kl_target": 1e-4},  # beyond the hinge
-    "batch": {"normalize_advantage": "batch", "value_clip_range": 0.1},
-    "stop": {"kl_stop": 1e-4},
-    "scaled": {"scale_rewards": True, "adaptive_clip": True},
-}
-
-
-def columns(samples: Samples, index: int) -> Samples:
-    return tree_map(lambda x: x[:, 2 * index : 2 * index + 2].clone(), samples)
-
-
-@pytest.mark.parametrize("recurrent", [None, "lstm"])
-@pytest.mark.parametrize("name", RANKS)
-def test_two_ranks_with_half_the_environments_are_one_with_all(name, recurrent, monkeypatch):
-    """On the same minibatches; valid rows are not the same in number."""
-    model = {"normalize_observation": True, "recurrent": recurrent}
-    source = Run(PPO(), model=model, mid_batch_reset=False)
-    slots = [source.sample() for _ in range(3)]
-    counts = [[int(columns(slot, index).env.valid[:-1].sum()) for index in (0, 1)] for slot in slots]
-    assert any(one != other for one, other in counts)
-    num_minibatches = 2 if recurrent else 3
-    draw = minibatch_indices
-
-    def plan(num_items: int, num: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
-        """That of a rank is its part of that of the whole: items of columns 0 and 1, or 2 and 3."""
-        index = getattr(rank_of_thread, "index", None)
-        if index is not None:
-            return [item[item % 4 // 2 == index] // 4 * 2 + item[item % 4 // 2 == index] % 2 for item in whole_plan]
-        return whole_plan
-
-    whole_plan = draw(
-        4 * (1 if recurrent else T), num_minibatches, torch.Generator().manual_seed(4), torch.device("cpu")
-    )
-    rank_of_thread = threading.local()
-    monkeypatch.setattr(ppo_module, "minibatch_indices", plan)
-
-    def learn(ranks: Ranks) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-        algo = PPO(num_epochs=3, num_minibatches=num_minibatches, learning_rate=3e-3, **RANKS[name])
-        with BUILDING:
-            run = Run(algo, model=model, num_envs=B // ranks.count)
-        algo.initialize(run.agent, run.sampler.batch, seed=3, ranks=ranks)
-        if ranks.count > 1:
-            rank_of_thread.index = ranks.index
-        metrics = []
-        for slot in slots:
-            part = slot if ranks.count == 1 else columns(slot, ranks.index)
-            metrics.append({key: float(value) for key, value in algo.update(part, 0.0).items()})
-        return metrics, {key: tensor.clone() for key, tensor in run.agent.tensors().items()}
-
-    metrics, tensors = learn(ALONE)
-    first, second = run_ranks(2, learn)
-    for key, expected in tensors.items():
-        assert torch.equal(first[1][key], second[1][key]), key
-        torch.testing.assert_close(first[1][key], expected, atol=3e-5, rtol=1e-3)
-    for ours, theirs, expected in zip(first[0], second[0], metrics):
-        assert ours == theirs == pytest.approx(expected, rel=2e-3, abs=1e-5)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlsurreal.agents.return_heads import Expected
 from rlsurreal.algos.dqn.dqn import DQN
 from rlsurreal.algos.off_policy import Parts
+from rlsurreal.algos.sequences import after_burn_in, windows_of
 from rlsurreal.ops.losses import masked_mean
 from rlsurreal.ops.values import (
     greedy,
@@ -57,25 +58,13 @@ class R2D2(DQN):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"R2D2.eta is {self.eta}; it must lie in [0, 1]")
-        if not isinstance(self.replay.extractor, Windows):
-            raise ValueError("R2D2 learns from sequences: it needs Replay(extractor=Windows(...))")
+        self._windows = windows_of(self, self.replay)
 
     def _build(self, compiled: bool) -> Parts:
         if not self._agent.module.recurrent or not isinstance(self._agent.head, Expected):
             raise ValueError("R2D2 needs a recurrent Q-network and the head Expected; see the recipe r2d2_atari")
-        return super()._build(
-            compiled=False
-        )  # a recurrent pass goes from reset to reset, so its course depends on the data
-
-    @property
-    def _rows_per_item(self) -> int:
-        return self._windows.num_steps
-
-    @property
-    def _windows(self) -> Windows:
-        extractor = self.replay.extractor
-        assert isinstance(extractor, Windows)
-        return extractor
+        # A recurrent pass goes from reset to reset, so its course depends on the data.
+        return super()._build(compiled=False)
 
     def _noise(self) -> Noise:
         count = self._agent.noise_spec.normal
@@ -106,13 +95,13 @@ class R2D2(DQN):
 
     def _pass(self, module: nn.Module, batch: Sequences, noise: Noise) -> Tensor:
         """Values ``[num_steps + n, N, A]``."""
-        burn_in, state = self._windows.burn_in, batch.state.network
         inputs = AgentInputs(batch.observation, batch.prev_action, batch.prev_reward)
-        if burn_in:
-            with torch.no_grad():
-                _, state = module(inputs[:burn_in], state, batch.first[:burn_in], noise=_part(noise, slice(burn_in)))
-        rest = slice(burn_in, None)
-        values: Tensor = module(inputs[rest], state, batch.first[rest], noise=_part(noise, rest))[0]
+
+        def run(rows: slice, state: Tree) -> Any:
+            normal = None if noise.normal is None else noise.normal[rows]
+            return module(inputs[rows], state, batch.first[rows], noise=normal)
+
+        values: Tensor = after_burn_in(run, batch.state.network, self._windows.burn_in)
         return values
 
     def _targets(
@@ -137,7 +126,3 @@ class R2D2(DQN):
             return found
 
         return priority
-
-
-def _part(noise: Noise, rows: slice) -> Tensor | None:
-    return None if noise.normal is None else noise.normal[rows]

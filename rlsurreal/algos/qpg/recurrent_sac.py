@@ -18,12 +18,15 @@ from torch import Tensor
 from rlsurreal.agents import ModelSpec
 from rlsurreal.algos.off_policy import Parts
 from rlsurreal.algos.qpg.sac import SAC
+from rlsurreal.algos.sequences import after_burn_in, windows_of
 from rlsurreal.models import RecurrentCritics
 from rlsurreal.ops.losses import masked_mean
 from rlsurreal.ops.values import min_over_critics, n_step_targets, sequence_priority, weighted_masked_mean
 from rlsurreal.replays import Replay, ReplayRatio, Sequences, Windows
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.namedarraytuple import Tree
+
+_ETA = 0.9  # of the largest error in a sequence's priority, as in R2D2
 
 
 @dataclass(kw_only=True, eq=False)
@@ -39,8 +42,7 @@ class RecurrentSAC(SAC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.replay.extractor, Windows):
-            raise ValueError("RecurrentSAC learns from sequences: it needs Replay(extractor=Windows(...))")
+        self._windows = windows_of(self, self.replay)
 
     def _build(self, compiled: bool) -> Parts:
         if not self._agent.uses_previous or self._agent.num_actions is not None:
@@ -48,19 +50,8 @@ class RecurrentSAC(SAC):
                 "RecurrentSAC needs a recurrent policy of actions that are numbers: "
                 "PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={'recurrent': 'lstm'}))"
             )
-        return super()._build(
-            compiled=False
-        )  # a recurrent pass goes from reset to reset, so its course depends on the data
-
-    @property
-    def _rows_per_item(self) -> int:
-        return self._windows.num_steps
-
-    @property
-    def _windows(self) -> Windows:
-        extractor = self.replay.extractor
-        assert isinstance(extractor, Windows)
-        return extractor
+        # A recurrent pass goes from reset to reset, so its course depends on the data.
+        return super()._build(compiled=False)
 
     def _policy_inputs(self, batch: Any) -> Sequences:
         return batch  # type: ignore[no-any-return]
@@ -72,23 +63,23 @@ class RecurrentSAC(SAC):
     def _critic_loss(  # type: ignore[override]
         self, batch: Sequences, noise: Tensor, dropout: None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        learned = _rows(batch, self._windows.burn_in)
+        learned = slice(self._windows.burn_in, None)
         with torch.no_grad():
             action, log_prob = self._act_along(batch, noise)
             after = min_over_critics(self._target.module(self._remembered(self._target.module, batch), action))
             soft = after - self._temperature.value * log_prob
-            flags = (learned.terminated, learned.truncated, learned.valid)
-            target, valid = n_step_targets(learned.reward, *flags, soft, self.discount, self._windows.num_ahead)
+            flags = (batch.terminated[learned], batch.truncated[learned], batch.valid[learned])
+            target, valid = n_step_targets(batch.reward[learned], *flags, soft, self.discount, self._windows.num_ahead)
         num_steps = len(target)
         features = self._remembered(self._critics, batch)[:num_steps]
-        values = self._critics(features, learned.action[:num_steps])
+        values = self._critics(features, batch.action[learned][:num_steps])
         errors = torch.where(valid, values - target, 0.0)
         # Gradients are averaged over ranks: so the rows that count are the mean of theirs.
         num_valid = self._ranks.mean(valid.sum().float())
         loss = weighted_masked_mean(errors.square().sum(0), batch.weight, valid, num_valid) / 2
         error = errors.detach().abs().mean(0)
         means = [masked_mean(x, valid, num_valid) for x in (values.detach().mean(0), error)]
-        return loss, torch.stack([loss.detach(), *means]), sequence_priority(error, valid, eta=0.9)
+        return loss, torch.stack([loss.detach(), *means]), sequence_priority(error, valid, _ETA)
 
     def _policy_loss(  # type: ignore[override]
         self, batch: Sequences, noise: Tensor, dropout: None = None
@@ -96,7 +87,7 @@ class RecurrentSAC(SAC):
         action, log_prob = self._act_along(batch, noise)
         with torch.no_grad():
             features = self._remembered(self._critics, batch)
-        valid = _rows(batch, self._windows.burn_in).valid
+        valid = batch.valid[self._windows.burn_in :]
         value = min_over_critics(self._critics(features, action))
         num_valid = self._ranks.mean(valid.sum().float())
         loss = masked_mean(self._temperature.value.detach() * log_prob - value, valid, num_valid)
@@ -114,14 +105,7 @@ class RecurrentSAC(SAC):
 
     def _after_burn_in(self, run: Any, batch: Sequences, state: Tree) -> Any:
         """What ``run(inputs, state, first)`` gives for the rows after the burn-in."""
-        burn_in = self._windows.burn_in
         inputs = AgentInputs(batch.observation, batch.prev_action, batch.prev_reward)
-        if burn_in:
-            with torch.no_grad():
-                state = run(inputs[:burn_in], state, batch.first[:burn_in])[1]
-        return run(inputs[burn_in:], state, batch.first[burn_in:])[0]
-
-
-def _rows(batch: Sequences, start: int) -> Sequences:
-    """The rows from ``start`` on of all that has rows."""
-    return batch._replace(state=None, weight=None)[start:]
+        return after_burn_in(
+            lambda rows, state: run(inputs[rows], state, batch.first[rows]), state, self._windows.burn_in
+        )
