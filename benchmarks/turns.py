@@ -173,8 +173,9 @@ class Process:
 
     def _answer(self, limit_s: float) -> dict[str, Any]:
         assert self._process is not None and self._answers is not None
-        deadline, ready, has_ended = time.monotonic() + limit_s, False, False
-        while not (ready or has_ended) and time.monotonic() < deadline:
+        deadline, ready, has_ended, is_late = time.monotonic() + limit_s, False, False, False
+        while not (ready or has_ended or is_late):
+            is_late = time.monotonic() >= deadline  # then one more look: this process may have been suspended
             has_ended = self._process.poll() is not None  # its own processes may hold the pipe open
             ready = bool(select.select([self._answers], [], [], 0 if has_ended else _LOOK_S)[0])
         line = self._answers.readline() if ready else ""
