@@ -1,5 +1,7 @@
 """Train a recipe:  python launchers/train.py RECIPE [name=value ...]
 
+On several GPUs or machines:  torchrun --nproc-per-node 4 launchers/train.py RECIPE --folder RUN
+
 A name without a dot is an argument of the recipe (env_id=Hopper-v5 seed=3), or a field of the experiment; dotted names
 reach any setting: algo.learning_rate=1e-4  sampler.batch.num_envs=32  agent.model.kwargs.hidden_sizes=(256,256)
 """
@@ -14,6 +16,9 @@ import signal
 import sys
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from rlsurreal.distributed import group
 from rlsurreal.recipes import RECIPES
 from rlsurreal.runners import Trainer
 from rlsurreal.utils import config
@@ -28,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             print_recipes()
             return 0
         trainer = resume_experiment(args.resume, args.overrides) if args.resume else build(args.recipe, args.overrides)
+        check_restarts(args.folder or args.resume)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -35,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         for name, value in config.flatten(trainer).items():
             print(f"{name}={value}")
         return 0
-    folder = trainer.train(resume=args.resume)
-    report(folder)
+    folder = trainer.train(resume=args.resume, folder=args.folder)
+    if os.environ.get("RANK", "0") == "0":
+        report(folder)
     return 128 + signal.Signals[trainer.interrupted_by].value if trainer.interrupted_by else 0
 
 
@@ -50,7 +57,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume", metavar="RUN", type=Path, help="folder of a run to continue from its latest checkpoint"
     )
+    parser.add_argument(
+        "--folder",
+        metavar="RUN",
+        type=Path,
+        help="folder of this run: begun there, or continued if it has a checkpoint, so that the same command goes on "
+        "after whatever has happened (default: a new folder under the recipe's root)",
+    )
     args = parser.parse_args(argv)
+    if args.resume and args.folder:
+        parser.error("--resume and --folder name a folder each; --folder alone continues the run that is there")
     if args.resume and args.recipe:  # without a recipe the first override stands in its place
         args.overrides.insert(0, args.recipe)
     if not (args.recipe or args.resume or args.list):
@@ -70,6 +86,12 @@ def build(recipe: str, words: list[str]) -> Trainer:
         if name in parameters
     }
     return config.override(RECIPES[recipe](**arguments), overrides)
+
+
+def check_restarts(folder: Path | None) -> None:
+    """ValueError if torchrun is to restart what would then begin anew in another folder."""
+    if folder is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise ValueError("torchrun has --max-restarts: add --folder RUN, so that a restarted run goes on where it was")
 
 
 def resume_experiment(run: Path, words: list[str]) -> Trainer:
@@ -110,4 +132,6 @@ def report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if group.in_group():  # torchrun's account of a failure has the traceback
+        main = record(main)  # type: ignore[assignment]
     sys.exit(main())

@@ -299,17 +299,27 @@ class Algorithm(Protocol):
         Returns metrics: numbers, or 0-dim tensors that may still be on the device.
         """
 
+    def divided(self, count: int) -> Algorithm:
+        """One of ``count`` ranks' part of this algorithm, before it is initialized: ValueError if it has none."""
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, besides the agent."""
+        """Everything that the next update depends on, besides the agent.
+
+        What is this rank's own, and need not be like that of others, is under ``"own"``.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`; ``"own"`` is None where the number of ranks was another one."""
 
 
 class Sampler(Protocol):
     """Steps environments with an agent and hands out slots of experience."""
 
     batch: BatchSpec
+    evaluation: Any  # a dataclass with num_envs and first_env, among others
+
+    def divided(self, batch: BatchSpec, evaluation: Any) -> Sampler:
+        """One rank's part of this sampler, before it is connected."""
 
     def connect(self, *, seed: int) -> Spaces:
         """Find out the spaces (the environments may be built by this)."""

@@ -6,6 +6,7 @@ update(samples): append -> as many updates as are due, each: sample -> gradient 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from rlsurreal.algos.update import GradientStep, Reduce, flatten_parameters
+from rlsurreal.algos.update import GradientStep, flatten_parameters
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.ops.values import polyak
 from rlsurreal.replays import Replay, ReplayRatio, Ticket
@@ -65,6 +67,8 @@ class OffPolicy:
         self._agent, self._batch, self._seed, self._ranks = agent, batch, seed, ranks
         self._num_envs = batch.total_envs or batch.first_env + batch.num_envs
         own_seed = ranks.own_seed(seed)
+        if ranks.count > 1:
+            self.replay = self.replay.of_rank(ranks.index)
         self._generator = torch.Generator(device=agent.device).manual_seed(own_seed)
         self.replay.initialize(
             batch, seed=own_seed, discount=self.discount, device=agent.device, keep_info=self._keeps_info
@@ -123,11 +127,6 @@ class OffPolicy:
         share = own / self._ranks.max(own.clone())
         return batch._replace(weight=batch.weight * share.to(batch.weight.dtype))
 
-    @property
-    def _reduce(self) -> Reduce | None:
-        """Gradients of several ranks, each the mean over a batch, are averaged."""
-        return None if self._ranks.count == 1 else self._ranks.mean
-
     def _update_normalizers(self, samples: Samples) -> None:
         """Take the slot into the running statistics of all networks that keep some."""
         num_steps, device = self._batch.num_steps, self._agent.device
@@ -153,22 +152,31 @@ class OffPolicy:
         """See `Replay.append`; None: the selector's own."""
         return None
 
+    def divided(self, count: int) -> Self:
+        """One of ``count`` ranks' part: of each batch, and of the replay."""
+        for name, number in (("batch_size", self.batch_size), ("replay.capacity", self.replay.capacity)):
+            if number % count:
+                raise ValueError(f"algo.{name} is {number}; it must be divisible by the {count} ranks")
+        replay = dataclasses.replace(self.replay, capacity=self.replay.capacity // count)
+        return dataclasses.replace(self, batch_size=self.batch_size // count, replay=replay)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""
         return {
-            "generator": self._generator.get_state(),
             "num_updates": self._num_updates,
             "num_unread": self._num_unread,
             "limiter": self.limiter.state_dict(),
             "steps": {name: step.state_dict() for name, (step, _) in self._parts.steps.items()},
             "targets": {name: target.state_dict() for name, target in self._parts.targets.items()},
             "networks": {name: _copy(network.state_dict()) for name, network in self._parts.networks.items()},
-            "replay": self.replay.state_dict() if self.save_replay else None,
+            "own": {
+                "generator": self._generator.get_state(),
+                "replay": self.replay.state_dict() if self.save_replay else None,
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; without a saved replay it fills anew before learning goes on."""
-        self._generator.set_state(state["generator"])
         self._num_updates, self._num_unread = state["num_updates"], state["num_unread"]
         for name, (step, _) in self._parts.steps.items():
             step.load_state_dict(state["steps"][name])
@@ -176,9 +184,12 @@ class OffPolicy:
             target.load_state_dict(state["targets"][name])
         for name, network in self._parts.networks.items():
             network.load_state_dict(state["networks"][name])
-        if state["replay"] is not None:
-            self.limiter.load_state_dict(state["limiter"])
-            self.replay.load_state_dict(state["replay"])
+        own = state["own"]
+        if own is not None:
+            self._generator.set_state(own["generator"])
+            if own["replay"] is not None:
+                self.limiter.load_state_dict(state["limiter"])
+                self.replay.load_state_dict(own["replay"])
 
 
 class Target:

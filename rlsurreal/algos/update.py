@@ -1,8 +1,9 @@
 """From a loss to new parameters: gradients, reduction over ranks, clipping, one step of Adam.  Used by every algorithm.
 
-    loss(*inputs) --> gradients --> reduce --> clip and apply
-    eager:     autograd, then the fused Adam, over one flat buffer of parameters and one of gradients
-    compiled:  all of it as one program (two, around ``reduce``, where there are several ranks)
+    loss(*inputs) --> gradients --> over all ranks --> clip and apply
+    eager:     autograd (DistributedDataParallel's, with several ranks), then the fused Adam, over one flat buffer of
+               parameters and one of gradients
+    compiled:  all of it as one program; with several ranks two, around one all-reduce of the flat gradient
 
 Small networks on a CPU, and nearly all on a GPU, lose most of their time between operations.  So parameters are views
 of one flat buffer, which makes clipping and Adam a few operations, and the compiled step is a single call.
@@ -12,16 +13,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.programs import CompileError, Specialized
 from rlsurreal.utils.torch_tree import named_tensors
 
-Reduce = Callable[[Tensor], Tensor]
 Loss = Callable[..., tuple[Any, ...]]
 
 _BETA1, _BETA2 = 0.9, 0.999
@@ -39,10 +40,11 @@ class GradientStep:
         num_metrics: see ``loss``.
         reads: other modules that ``loss`` calls (target networks, critics of a policy); they are not changed.
         extra: if given, ``loss`` has a third result, a tensor like this one; it is found in ``extra`` after each step.
-        max_grad_norm: the gradient's norm over all parameters is clipped to it, after ``reduce``.
+        max_grad_norm: the norm of all ranks' gradient over all parameters is clipped to it.
         eps: Adam's (Kingma and Ba 2015, arXiv 1412.6980).
         compile: run as one compiled graph.  If that fails, the log says so once, and steps go on eagerly.
-        reduce: maps gradients, flat, and metrics to their sums or means over ranks; None: there is one rank.
+        ranks: all of them make the same step.
+        over_ranks: what the gradient and the metrics are of those of all ranks.
 
     Attributes:
         num_steps: made since metrics were last taken.
@@ -61,7 +63,8 @@ class GradientStep:
         extra: Tensor | None = None,
         eps: float = 1e-5,
         compile: bool = False,
-        reduce: Reduce | None = None,
+        ranks: Ranks = ALONE,
+        over_ranks: Literal["sum", "mean"] = "mean",
     ) -> None:
         self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._shapes = [module.get_parameter(name).shape for name in self._names]
@@ -72,7 +75,8 @@ class GradientStep:
         self._module, self._with_loss = module, _WithLoss(module, reads, loss)
         self._own = [module.get_parameter(name) for name in self._names]
         self.extra = None if extra is None else torch.zeros_like(extra)
-        self._max_grad_norm, self._eps, self._reduce = max_grad_norm, eps, reduce
+        self._max_grad_norm, self._eps = max_grad_norm, eps
+        self._ranks, self._over_ranks = ranks, over_ranks
         self.learning_rate = torch.zeros((), device=self._flat.device)
         betas = (_BETA1, _BETA2)
         self._adam = torch.optim.Adam([self._flat], lr=self.learning_rate, betas=betas, eps=eps, fused=True)
@@ -83,6 +87,8 @@ class GradientStep:
         self.num_steps = 0
         self._specialized: list[Specialized] = []
         self._compiled = self._compile() if compile else None
+        # Where compiling fails on one rank later, its steps must still meet those of the others: one flat all-reduce.
+        self._averaging = None if compile else ranks.average_gradients(_WithLoss(module, (), loss))
 
     def __call__(self, *inputs: Tree) -> None:
         """One step down the gradient of the loss of ``inputs``."""
@@ -106,7 +112,7 @@ class GradientStep:
         for specialized in self._specialized:
             specialized.forget()
         means = self._sums / max(1, self.num_steps)
-        if self._reduce is not None:  # the norm is that of all ranks already
+        if self._ranks.count > 1:  # the norm is that of all ranks already
             means[:-1] = self._reduce(means[:-1].clone())
         self._sums.zero_()
         self.num_steps = 0
@@ -134,10 +140,12 @@ class GradientStep:
     def _eager(self, *inputs: Tree) -> None:
         gradient = self._gradient
         gradient.zero_()
-        loss, metrics, *extra = self._with_loss(*inputs)
+        loss, metrics, *extra = (self._averaging or self._with_loss)(*inputs)
         loss.backward(inputs=self._own)  # not those of the modules that it reads
-        if self._reduce is not None:
-            gradient.copy_(self._reduce(gradient))
+        if self._averaging is None:
+            self._reduce(gradient)
+        elif self._over_ranks == "sum":
+            gradient.mul_(self._ranks.count)
         norm = torch.linalg.vector_norm(gradient)
         gradient.mul_(self._shrink(norm))
         self._adam.step()
@@ -150,7 +158,7 @@ class GradientStep:
 
     def _compile(self) -> Callable[..., None]:
         flat, gradient, state, sums = self._flat.detach(), self._gradient, self._state, self._sums
-        learning_rate, reduce = self.learning_rate, self._reduce
+        learning_rate = self.learning_rate
         named = named_tensors(self._with_loss)
         trained = {id(self._module.get_parameter(name)): name for name in self._names}
         fixed = {name: tensor for name, tensor in named.items() if id(tensor) not in trained}
@@ -196,7 +204,7 @@ class GradientStep:
             gradients(gradient, flat, fixed, sums, extra, inputs)
             apply(flat, sums, state, learning_rate, gradient)
 
-        if reduce is None:
+        if self._ranks.count == 1:
             step = Specialized(whole, 6)
             self._specialized = [step]
             return lambda *inputs: step(flat, fixed, sums, state, learning_rate, self.extra, *inputs)
@@ -205,10 +213,14 @@ class GradientStep:
 
         def in_two(*inputs: Tree) -> None:
             first(gradient, flat, fixed, sums, self.extra, inputs)
-            gradient.copy_(reduce(gradient))
+            self._reduce(gradient)
             second(flat, sums, state, learning_rate, gradient)
 
         return in_two
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        """The sum or mean over ranks, in place."""
+        return self._ranks.sum(tensor) if self._over_ranks == "sum" else self._ranks.mean(tensor)
 
     def _split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat buffer by the parameters' names."""

@@ -9,6 +9,7 @@ item beginning there needs has arrived, and taken back before its first row is o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,13 @@ class Replay:
     def __post_init__(self) -> None:
         if self.capacity < 1:
             raise ValueError(f"Replay.capacity is {self.capacity}; it must be at least 1")
+
+    def of_rank(self, index: int) -> Replay:
+        """For one of several ranks: those whose rows are in files have one each."""
+        if self.storage.file is None:
+            return self
+        storage: Any = self.storage
+        return dataclasses.replace(self, storage=dataclasses.replace(storage, file=f"{storage.file}.rank{index}"))
 
     def initialize(
         self, batch: BatchSpec, *, seed: int, discount: float, device: torch.device, keep_info: bool = False

@@ -38,6 +38,7 @@ class Row(NamedArrayTuple):
 class Storage(Protocol):
     """What `Replay` asks of a storage.  Rows and environments are numpy arrays; what is read are tensors."""
 
+    file: str | None  # where rows are kept instead of memory
     lookback: int  # so many rows before one are needed to read its observation
     device: torch.device
 

@@ -1,4 +1,4 @@
-"""What is saved of a run, and when."""
+"""What is saved of a run, and when: in one file, written by the first rank."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.runners.counter import Counter
 from rlsurreal.utils.files import (
     checkpoint_path,
@@ -28,7 +29,10 @@ class CheckpointPolicy:
     """Which checkpoints are kept."""
 
     keep: Literal["none", "last", "all"] = "last"
-    interval_steps: int | None = None  # between checkpoints; None: only at the end and when interrupted
+    interval_steps: int | None = None  # between checkpoints
+    interval_minutes: float | None = (
+        10.0  # at most, between checkpoints.  There is one at the end, and when interrupted
+    )
     keep_every_steps: int | None = None  # keep="last": keep, too, one from each interval of so many steps
     best: bool = True  # keep the one with the best mean return of an evaluation
 
@@ -39,32 +43,41 @@ class CheckpointPolicy:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"checkpoints.{name} is {value}; it must be at least 1, or None")
+        if self.interval_minutes is not None and not self.interval_minutes > 0:
+            raise ValueError(f"checkpoints.interval_minutes is {self.interval_minutes}; it must be positive, or None")
 
 
 class Checkpoints:
-    """Observer that saves the run's parts; also restores them."""
+    """Observer that saves the run's parts; also restores them.
 
-    def __init__(self, policy: CheckpointPolicy, folder: Path, parts: dict[str, Any]) -> None:
+    What the ranks have in common is saved as the first one has it; with it what is each one's own: its sampler, and
+    what its parts have under ``"own"``.
+    """
+
+    def __init__(self, policy: CheckpointPolicy, folder: Path, parts: dict[str, Any], ranks: Ranks) -> None:
         """``parts`` by name: objects with ``state_dict`` and ``load_state_dict`` (or ``get_state``, ``set_state``)."""
         self.parts = parts
+        self._ranks = ranks
         self._policy = policy
         self._folder = folder / "checkpoints"
         self._saved_at = -1
+        self._saved_seconds = 0.0
         self._best = -math.inf
-        if policy.keep != "none":
+        if policy.keep != "none" and ranks.is_first:
             self._folder.mkdir(exist_ok=True)
 
     def after_update(self, counter: Counter, samples: Any, metrics: Any) -> None:
         """Save if it is time."""
-        interval = self._policy.interval_steps
-        if interval is not None and counter.env_steps // interval > max(self._saved_at, 0) // interval:
+        interval, minutes = self._policy.interval_steps, self._policy.interval_minutes
+        is_due = interval is not None and counter.env_steps // interval > max(self._saved_at, 0) // interval
+        if is_due or (minutes is not None and counter.common_seconds - self._saved_seconds > 60 * minutes):
             self._save(counter)
 
     def after_evaluation(self, counter: Counter, mean_return: float) -> None:
         """Save as the best, if it is."""
         if self._policy.keep != "none" and self._policy.best and mean_return > self._best:
             self._best = mean_return
-            save_checkpoint(self._folder / BEST, self._state())
+            self._write(self._folder / BEST, self._state())
 
     def finish(self, counter: Counter) -> None:
         """Save where the run ended."""
@@ -72,9 +85,10 @@ class Checkpoints:
             self._save(counter)
 
     def rescue(self, counter: Counter) -> None:
-        """Save what was learned, without the environments: sampling has failed."""
-        if counter.iterations > 0 and counter.env_steps != self._saved_at and self._is_finite():
-            self._save(counter, with_environments=False)
+        """Save what was learned, without the environments: sampling, or another rank, has failed."""
+        is_new = counter.iterations > 0 and counter.env_steps != self._saved_at
+        if is_new and self._ranks.is_first and self._is_finite():
+            self._save(counter, in_peace=False)
 
     def _is_finite(self) -> bool:
         module = getattr(self.parts["agent"], "module", torch.nn.Module())
@@ -83,7 +97,7 @@ class Checkpoints:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _save(self, counter: Counter, *, with_environments: bool = True) -> None:
+    def _save(self, counter: Counter, *, in_peace: bool = True) -> None:
         if self._policy.keep == "none":
             return
         if not self._is_finite():
@@ -91,30 +105,51 @@ class Checkpoints:
                 f"the agent's parameters are not finite (NaN or infinity) after {counter.env_steps} environment steps; "
                 "the checkpoint before is kept"
             )
-        self._saved_at = counter.env_steps
-        save_checkpoint(checkpoint_path(self._folder, counter.env_steps), self._state(with_environments))
-        if self._policy.keep == "last":
+        self._saved_at, self._saved_seconds = counter.env_steps, counter.common_seconds
+        self._write(checkpoint_path(self._folder, counter.env_steps), self._state(in_peace))
+        if self._policy.keep == "last" and self._ranks.is_first:
             prune_checkpoints(self._folder, 1, self._policy.keep_every_steps)
 
-    def _state(self, with_environments: bool = True) -> dict[str, Any]:
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        if self._ranks.is_first:
+            save_checkpoint(path, state)
+
+    def _state(self, in_peace: bool = True) -> dict[str, Any]:
+        """Of all ranks, and of environments in the midst of their games; or, not ``in_peace``, of neither."""
         state: dict[str, Any] = {"best": self._best, "saved_at": self._saved_at}
+        own: dict[str, Any] = {}
         for name, part in self.parts.items():
-            is_sampler = not hasattr(part, "state_dict")
-            state[name] = part.get_state(exact=with_environments) if is_sampler else part.state_dict()
+            if hasattr(part, "state_dict"):
+                state[name] = part.state_dict()
+                if "own" in state[name]:
+                    own[name] = state[name].pop("own")
+            else:
+                state[name] = part.get_state(exact=False)
+                if in_peace:
+                    own[name] = part.get_state()
+        state["ranks"] = self._ranks.gather(own) if in_peace else [own] + [None] * (self._ranks.count - 1)
         return state
 
-    def restore(self, state: dict[str, Any]) -> bool:
-        """Load a checkpoint into all parts; False where environments could not be continued."""
+    def restore(self, state: dict[str, Any] | None) -> bool:
+        """Load a checkpoint, which the first rank hands in; False where environments could not be continued."""
+        count = self._ranks.count
+        every = [None] * count if state is None else state.pop("ranks")
+        if len(every) != count:
+            _log.info("the checkpoint is that of %d ranks: what was each one's own starts afresh", len(every))
+            every = [None] * count
+        own = self._ranks.scatter(every) or {}
+        state = self._ranks.share(state)
         self._best, self._saved_at = state["best"], state["saved_at"]
         exact = True
         for name, part in self.parts.items():
             if name not in state:
                 _log.warning("the checkpoint has nothing for %r; it starts afresh", name)
             elif hasattr(part, "load_state_dict"):
-                part.load_state_dict(state[name])
+                part.load_state_dict({**state[name], "own": own.get(name)})
             else:
-                exact &= part.set_state(state[name])
-        return exact
+                exact &= part.set_state(own.get(name, state[name]))
+        self._saved_seconds = self.parts["counter"].common_seconds
+        return bool(self._ranks.sum(torch.tensor(float(exact))) == count)
 
 
 def load_latest(folder: Path) -> dict[str, Any]:

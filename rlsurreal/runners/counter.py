@@ -14,7 +14,8 @@ class Counter:
     env_steps: int = 0  # actions that were applied to an environment
     iterations: int = 0  # slots learned from
     trajectories: int = 0  # games that ended
-    seconds: float = 0.0  # of training, before this process
+    seconds: float = 0.0  # of training, resumed parts included
+    common_seconds: float = 0.0  # the same of the first rank, at the last meeting: what all ranks decide by
 
     @property
     def progress(self) -> float:
@@ -27,5 +28,5 @@ class Counter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the budget may be another one."""
-        for name in ("env_steps", "iterations", "trajectories", "seconds"):
+        for name in ("env_steps", "iterations", "trajectories", "seconds", "common_seconds"):
             setattr(self, name, state[name])

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.runners.checkpoints import Checkpoints
 from rlsurreal.runners.counter import Counter
 from rlsurreal.structs import Agent, Sampler, Samples, TrajInfo
@@ -99,13 +100,23 @@ class _Watching:
 
 
 class MetricLog(_Watching):
-    """Writes a row of metrics at every log interval; stops the run when a metric is not finite."""
+    """Writes a row of metrics at every log interval; stops the run when a metric is not finite.
+
+    ``logger``: of the first rank; None on the others, whose games it is told of.
+    """
 
     def __init__(
-        self, logger: MetricLogger, agent: Agent, sampler: Sampler, interval_steps: int, timer: PhaseTimer
+        self,
+        logger: MetricLogger | None,
+        agent: Agent,
+        sampler: Sampler,
+        interval_steps: int,
+        timer: PhaseTimer,
+        ranks: Ranks,
     ) -> None:
         self.recent: deque[TrajInfo] = deque(maxlen=TRAJECTORY_WINDOW)
-        self._logger, self._agent, self._sampler = logger, agent, sampler
+        self._logger, self._agent, self._sampler, self._ranks = logger, agent, sampler, ranks
+        self._ended: list[tuple[int, TrajInfo]] = []  # games since ranks last met here, and their iterations
         self._interval_steps, self._timer = interval_steps, timer
         self._logged_at = 0
         self._metrics: dict[str, Any] = {}  # the newest of each; algorithms need not give all of them every time
@@ -114,14 +125,23 @@ class MetricLog(_Watching):
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Take in the games that ended, and log if it is time."""
-        ended = self._sampler.pop_trajectories()
-        counter.trajectories += len(ended)
-        self.recent.extend(ended)
+        self._ended += [(counter.iterations, info) for info in self._sampler.pop_trajectories()]
+        if self._ranks.count == 1:
+            self.collect(counter)
         if self._agent.device.type == "cpu":
             self._check_finite(metrics, counter)  # on an accelerator this would wait for it: there at log time
         self._metrics |= metrics
         if is_due(counter, self._logged_at, self._interval_steps):
+            self.collect(counter)
             self._write(counter, samples)
+
+    def collect(self, counter: Counter) -> None:
+        """Take in the games of all ranks, on the first one, in their order."""
+        every = self._ranks.gather(self._ended)
+        ended = sorted((entry for own in every for entry in own), key=lambda entry: entry[0])
+        self._ended = []
+        counter.trajectories += len(ended)
+        self.recent.extend(info for _, info in ended)
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Metrics that go into the next row."""
@@ -130,6 +150,8 @@ class MetricLog(_Watching):
     def _write(self, counter: Counter, samples: Samples) -> None:
         self._check_finite(self._metrics, counter)
         self._logged_at = counter.env_steps
+        if self._logger is None:
+            return
         valid = samples.env.valid[:-1]
         lag = (self._agent.version - 1 - samples.policy_version[:-1][valid]).double()
         steps, seconds = self._rate_from
@@ -167,6 +189,7 @@ class MetricLog(_Watching):
             "rate_from": list(self._rate_from),
             "pending": dict(self._pending),
             "metrics": {name: float(value) for name, value in self._metrics.items()},
+            "own": {"ended": [[iteration, list(vars(info).values())] for iteration, info in self._ended]},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,6 +198,8 @@ class MetricLog(_Watching):
         self._logged_at, self._pending = state["logged_at"], state["pending"]
         self._rate_from = (state["rate_from"][0], state["rate_from"][1])
         self._metrics = state["metrics"]
+        if state["own"] is not None:
+            self._ended = [(iteration, TrajInfo(*values)) for iteration, values in state["own"]["ended"]]
 
 
 def is_due(counter: Counter, last_at: int, interval_steps: int) -> bool:
@@ -214,11 +239,20 @@ def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "") -> dict[s
 
 
 class Evaluations(_Watching):
-    """Evaluates at every interval and at the end."""
+    """Evaluates at every interval and at the end; ranks share the games."""
 
-    def __init__(self, sampler: Sampler, log: MetricLog, checkpoints: Checkpoints, interval_steps: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        log: MetricLog,
+        checkpoints: Checkpoints,
+        interval_steps: int,
+        ranks: Ranks,
+        has_part: bool,
+    ) -> None:
+        """``has_part``: whether there are games for this rank."""
         self._sampler, self._log, self._checkpoints = sampler, log, checkpoints
-        self._interval_steps = interval_steps
+        self._interval_steps, self._ranks, self._has_part = interval_steps, ranks, has_part
         self._evaluated_at = 0
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
@@ -228,7 +262,8 @@ class Evaluations(_Watching):
 
     def _evaluate(self, counter: Counter) -> None:
         self._evaluated_at = counter.env_steps
-        games = self._sampler.evaluate()
+        own = self._sampler.evaluate() if self._has_part else []
+        games = self._ranks.share([game for part in self._ranks.gather(own) for game in part])
         self._log.add(trajectory_statistics(games, "eval/"))
         self._checkpoints.after_evaluation(counter, float(np.mean([game.total_reward for game in games])))
 

@@ -9,14 +9,17 @@ in the next one, which is why there are two.  Rows that run ahead were chosen by
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Self
 
 from rlsurreal.envs.native import AsyncResults, AsyncVectorEnv
 from rlsurreal.samplers.actor import Actor, act_programs, agent_example
+from rlsurreal.samplers.base import EvalSpec
 from rlsurreal.samplers.serial import SerialSampler
 from rlsurreal.samplers.slots import allocate_slots
 from rlsurreal.structs import Agent, AgentInputs, BatchSpec, EnvSamples, Samples, Spaces
@@ -50,6 +53,11 @@ class AsyncSampler(SerialSampler):
                 "native engines go on by themselves: AsyncSampler needs mid_batch_reset=True and "
                 "max_decorrelation_steps=0"
             )
+
+    def divided(self, batch: BatchSpec, evaluation: EvalSpec) -> Self:
+        """See `SamplerSettings.divided`."""
+        num_ready = max(1, self.num_ready * batch.num_envs // self.batch.num_envs)
+        return dataclasses.replace(self, batch=batch, evaluation=evaluation, num_ready=num_ready)
 
     def connect(self, *, seed: int) -> Spaces:
         """Build the engine."""

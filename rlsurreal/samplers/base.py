@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from typing_extensions import Self
 
 from rlsurreal.distributed.page_lock import page_lock
 from rlsurreal.samplers.trajectories import TrajectoryTracker
@@ -24,6 +25,7 @@ class EvalSpec:
     """How to evaluate: equally many episodes from each environment, so that short episodes do not count for more."""
 
     num_envs: int = 4
+    first_env: int = 0  # number of the first one, where several ranks divide the evaluation
     episodes_per_env: int = 2
     env: EnvSpec | None = None  # None: like the training environments
     deterministic: bool = True  # the most likely action instead of a random one
@@ -63,7 +65,11 @@ class SamplerSettings:
     @property
     def eval_batch(self) -> BatchSpec:
         """The size of evaluation's slot."""
-        return BatchSpec(self.evaluation.num_steps, self.evaluation.num_envs)
+        return BatchSpec(self.evaluation.num_steps, self.evaluation.num_envs, self.evaluation.first_env)
+
+    def divided(self, batch: BatchSpec, evaluation: EvalSpec) -> Self:
+        """One rank's part of this sampler, before it is connected."""
+        return dataclasses.replace(self, batch=batch, evaluation=evaluation)
 
 
 class SlotBoard:
@@ -117,15 +123,15 @@ def play_episodes(
     ``can_skip``).
     """
     on_hold[:] = False
-    tracker = TrajectoryTracker(len(on_hold), 0, discount)
+    tracker = TrajectoryTracker(len(on_hold), spec.first_env, discount)
     played: list[TrajInfo] = []
     counts = np.zeros(len(on_hold), dtype=np.int64)
     while counts.min() < spec.episodes_per_env:
         ended = tracker.update(fill())
         cut = tracker.cut_long_games(spec.max_episode_steps)
         for info in ended + cut:
-            counts[info.env] += 1
-            if counts[info.env] <= spec.episodes_per_env:
+            counts[info.env - spec.first_env] += 1
+            if counts[info.env - spec.first_env] <= spec.episodes_per_env:
                 played.append(info)
         if cut:
             _log.warning("gave up %d evaluation games after %d steps", len(cut), spec.max_episode_steps)

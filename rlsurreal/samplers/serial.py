@@ -141,7 +141,7 @@ class SerialSampler(SamplerSettings):
     def _evaluation_station(self) -> Station:
         if self._eval is None:
             seed = derive_seed(self._seed, "evaluation")
-            env = self.eval_env.make(self.evaluation.num_envs, 0, seed)
+            env = self.eval_env.make(self.evaluation.num_envs, self.evaluation.first_env, seed)
             check_spaces_agree(self._env.spaces, env.spaces)
             self._eval = Station(
                 env,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ class _Meeting:
 
     def __init__(self, count: int) -> None:
         self.barrier = threading.Barrier(count, timeout=_TIMEOUT_S)
-        self.laid_down = [torch.empty(0)] * count
+        self.laid_down: list[Any] = [None] * count
 
-    def exchange(self, index: int, value: Tensor) -> list[Tensor]:
+    def exchange(self, index: int, value: Any) -> list[Any]:
         self.laid_down[index] = value
         self.barrier.wait()
         found = list(self.laid_down)
@@ -60,7 +60,17 @@ class _ThreadRanks(Ranks):
         super().__init__(index, count)
         object.__setattr__(self, "_meeting", meeting)
 
-    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+    def gather(self, value: Any) -> list[Any]:
+        found = self._exchange(value)
+        return found if self.is_first else []
+
+    def scatter(self, values: Sequence[Any]) -> Any:
+        return self._exchange(values)[0][self.index]
+
+    def _exchange(self, value: Any) -> list[Any]:
         meeting: _Meeting = self._meeting  # type: ignore[attr-defined]
-        every = torch.stack(meeting.exchange(self.index, tensor.clone()))
+        return meeting.exchange(self.index, value)
+
+    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        every = torch.stack(self._exchange(tensor.clone()))
         return tensor.copy_(every.sum(0) if operation == "SUM" else every.amax(0))

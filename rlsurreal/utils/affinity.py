@@ -1,4 +1,4 @@
-"""Which CPUs the processes of a run use, and how many threads.
+"""Which CPUs the processes of a run use, and how many threads; which GPUs there are, and where.
 
 Called by samplers when they start workers, and by launchers that run several experiments on one machine.  Works with
 one CPU, without a GPU, in containers, and where processes cannot be pinned (macOS): there everything runs unpinned.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +73,33 @@ def make_affinity(
     return Affinity(chosen, tuple(parts[w % len(parts)] for w in range(num_workers)), worker_threads)
 
 
-def split_cpus(cpus: Sequence[int], num_parts: int) -> list[tuple[int, ...]]:
+def split_cpus(cpus: Sequence[int], num_parts: int, part_size: int | None = None) -> list[tuple[int, ...]]:
     """Divide ``cpus`` into parts that do not overlap, cover all, and differ in size by at most one.
 
-    Neighbours in the machine (hyperthreads of a core, cores of a socket) stay together where the sizes allow it.
+    Neighbours in the machine (hyperthreads of a core, cores of a socket) stay together where the sizes allow it.  With
+    ``part_size`` each part has so many, and what is left belongs to none.
     """
-    if not 1 <= num_parts <= len(cpus):
-        raise ValueError(f"num_parts is {num_parts}; {len(cpus)} CPUs can be divided into 1 to {len(cpus)} parts")
-    near = sorted(cpus, key=_place)
+    most = len(cpus) // (part_size or 1)
+    if not 1 <= num_parts <= most:
+        size = f" of {part_size}" if part_size else ""
+        raise ValueError(f"num_parts is {num_parts}; {len(cpus)} CPUs can be divided into 1 to {most} parts{size}")
+    near = sorted(cpus, key=_place)[: None if part_size is None else num_parts * part_size]
     bounds = [len(near) * i // num_parts for i in range(num_parts + 1)]
     return [tuple(sorted(near[low:high])) for low, high in zip(bounds, bounds[1:])]
+
+
+def one_per_core(cpus: Iterable[int]) -> tuple[int, ...]:
+    """Of each core's hyperthreads among ``cpus`` the first."""
+    first: dict[tuple[int, int], int] = {}
+    for cpu in sorted(cpus):
+        first.setdefault(_place(cpu)[:2], cpu)
+    return tuple(sorted(first.values()))
+
+
+def cpus_by_socket(cpus: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """``cpus`` by the number of their socket, in rising order of both."""
+    places = sorted((_place(cpu)[0], cpu) for cpu in cpus)
+    return {socket: tuple(cpu for other, cpu in places if other == socket) for socket, _ in places}
 
 
 def usable_cpus() -> tuple[int, ...]:
@@ -149,6 +167,27 @@ def format_cpus(cpus: Iterable[int]) -> str:
         else:
             runs.append([cpu, cpu])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def usable_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none without PyTorch's CUDA."""
+    import torch
+
+    count = torch.cuda.device_count()  # asks the driver, but starts nothing on the GPUs
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(map(str, range(count))) if names is None else tuple(n.strip() for n in names.split(","))[:count]
+
+
+def socket_of_gpu(gpu: str, root: Path = Path("/")) -> int | None:
+    """The socket whose CPUs are near the GPU of this number (in the order of the bus) or name; None: not known."""
+    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=pci.bus_id", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip().lower()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    address = answer[-len("0000:00:00.0") :]  # the driver writes the domain with eight digits, the kernel with four
+    first = _read(root / "sys/bus/pci/devices" / address / "local_cpulist").partition(",")[0].partition("-")[0].strip()
+    return _place(int(first))[0] if first else None
 
 
 def _place(cpu: int) -> tuple[int, int, int]:

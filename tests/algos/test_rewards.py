@@ -148,15 +148,17 @@ def test_saved_scaler_continues():
     scaler = RewardScaler(B, DISCOUNT)
     for env in slots[:3]:
         scaler(env)
-    state = scaler.state_dict()
-    frozen = pickle.dumps(state)
+    state, in_progress = scaler.state_dict(), scaler.discounted_return
+    frozen = pickle.dumps((state, in_progress))
     other = RewardScaler(B, DISCOUNT)
-    other.load_state_dict(pickle.loads(frozen))
+    other.load_state_dict(*pickle.loads(frozen))
     for env in slots[3:]:
         assert torch.equal(torch.nan_to_num(scaler(env)), torch.nan_to_num(other(env)))
         assert scaler.scale == other.scale
-    assert state["scale"] == pickle.loads(frozen)["scale"]
-    assert torch.equal(state["return"], pickle.loads(frozen)["return"])
+    assert state == pickle.loads(frozen)[0]
+    elsewhere = RewardScaler(2 * B, DISCOUNT)  # another number of environments on this rank: only statistics go on
+    elsewhere.load_state_dict(state, None)
+    assert elsewhere.scale == state["scale"] and elsewhere.discounted_return.tolist() == [0.0] * 2 * B
 
 
 def test_far_mean_costs_no_precision():

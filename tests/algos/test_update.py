@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsurreal.algos.update import GradientStep, flatten_parameters
+from rlsurreal.distributed.ranks import Ranks
 
 torch.set_num_threads(1)
 
@@ -29,6 +30,13 @@ class Pair(nn.Module):
         """Without ``square`` its gradient is (3, -4) and 12: norm 13."""
         loss = 3 * self.one[0] - 4 * self.one[1] + 12 * self.two + square * self.two**2
         return loss, torch.stack([loss, 2 * loss]).detach()
+
+
+class Twins(Ranks):
+    """Two ranks that do the same."""
+
+    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        return tensor.mul_(2)
 
 
 def make_step(module: Pair, **options: Any) -> GradientStep:
@@ -77,7 +85,7 @@ def test_gradients_do_not_add_up_and_metrics_are_means():
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_clipping_comes_after_the_reduction_over_ranks(compile):
     one, two = Pair(), Pair()
-    step = make_step(one, max_grad_norm=6.5, reduce=lambda gradient: gradient.mul_(2), compile=compile)
+    step = make_step(one, max_grad_norm=6.5, ranks=Twins(0, 2), over_ranks="sum", compile=compile)
     step.learning_rate.fill_(0.1)
     step(ZERO)
     assert step.take_metrics()[-1].item() == pytest.approx(26)

@@ -1,46 +1,76 @@
-"""What ranks tell each other through a real process group."""
+"""What ranks tell each other: alone, as threads, and as processes that torchrun starts."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from rlsurreal.distributed.ranks import ALONE, Ranks
+from rlsurreal.testing.ranks import run_ranks
+from tests.torchrun import run_script
 
-RANK = """
-import sys
+EXCHANGE = """
 import torch
 from rlsurreal.distributed.ranks import Ranks
-index = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=index, world_size=2)
-ranks = Ranks(index, 2)
-own = torch.tensor([1.0, 10.0 - 4 * index])
-print([getattr(ranks, name)(own.clone()).tolist() for name in ("sum", "mean", "max")])
-torch.distributed.destroy_process_group()
+
+def exchange(ranks: Ranks) -> dict:
+    own = torch.tensor([1.0, 10.0 - 4 * ranks.index])
+    said = {name: getattr(ranks, name)(own.clone()).tolist() for name in ("sum", "mean", "max")}
+    said["gather"] = ranks.gather({"index": ranks.index, "data": "x" * (1 + 1000 * ranks.index)})
+    said["scatter"] = ranks.scatter(["for the first", ["for", "the second"]] if ranks.is_first else [])
+    said["share"] = ranks.share(torch.arange(3) if ranks.is_first else None).tolist()
+    return said
 """
+SCRIPT = (
+    EXCHANGE
+    + """
+from rlsurreal.distributed.group import join
+with join() as ranks:
+    print(ranks.index, exchange(ranks), flush=True)
+"""
+)
+
+
+def expected(index: int) -> dict[str, object]:
+    gathered = [{"index": 0, "data": "x"}, {"index": 1, "data": "x" * 1001}]
+    return {
+        "sum": [2.0, 16.0],
+        "mean": [1.0, 8.0],
+        "max": [1.0, 10.0],
+        "gather": gathered if index == 0 else [],
+        "scatter": ["for the first", ["for", "the second"]][index],
+        "share": [0, 1, 2],
+    }
 
 
 @pytest.mark.processes
-def test_two_processes_agree(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RANK]
-    ranks = [
-        subprocess.Popen([*command, str(index), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
-        for index in range(2)
-    ]
-    said = [rank.communicate(timeout=60)[0].strip() for rank in ranks]
-    assert said == ["[[2.0, 16.0], [1.0, 8.0], [1.0, 10.0]]"] * 2
+def test_two_processes_agree(tmp_path):
+    done = run_script(tmp_path, SCRIPT)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"{index} {expected(index)}" for index in range(2)]
 
 
-def test_alone_everything_stays_what_it_is() -> None:
+def test_two_threads_agree():
+    namespace: dict = {}
+    exec(EXCHANGE, namespace)
+    assert run_ranks(2, namespace["exchange"]) == [expected(0), expected(1)]
+
+
+def test_alone_everything_stays_what_it_is():
     tensor = torch.tensor([3.0])
     assert ALONE.sum(tensor) is ALONE.mean(tensor) is ALONE.max(tensor) is tensor and ALONE.own_seed(5) == 5
+    assert ALONE.gather(tensor) == [tensor] and ALONE.scatter([tensor]) is tensor is ALONE.share(tensor)
     assert Ranks(1, 3).own_seed(5) != Ranks(2, 3).own_seed(5) != 5 == Ranks(0, 3).own_seed(5)
 
 
-def test_a_rank_must_be_one_of_them() -> None:
+def test_parts_cover_everything_once():
+    for num_items in (0, 1, 5, 16):
+        parts = [Ranks(index, 3).part(num_items) for index in range(3)]
+        assert [i for part in parts for i in range(num_items)[part]] == list(range(num_items))
+        sizes = [part.stop - part.start for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_rank_must_be_one_of_them():
     with pytest.raises(ValueError, match="index is 2; it must lie in"):
         Ranks(2, 2)

@@ -75,6 +75,7 @@ def test_print_config_shows_overrides():
         (["debug", "algo.num_epochs=0"], "num_epochs is 0; it must be at least 1"),
         (["debug", "algo.num_epochs"], "algo.num_epochs"),
         (["--resume", "/no/such/run"], "no run folder"),
+        (["debug", "--resume", "/no/such/run", "--folder", "here"], "--resume and --folder name a folder each"),
     ],
 )
 def test_wrong_arguments_are_errors_that_name_the_fix(words, complaint):

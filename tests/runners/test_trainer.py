@@ -152,7 +152,7 @@ def stop_halfway(run: Trainer, steps: int) -> None:
 
 
 def _timeless(state: dict[str, Any]) -> dict[str, Any]:
-    state["counter"] = {key: value for key, value in state["counter"].items() if key != "seconds"}
+    state["counter"] = {key: value for key, value in state["counter"].items() if "seconds" not in key}
     state["log"].pop("rate_from")
     return state
 

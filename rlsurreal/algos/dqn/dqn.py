@@ -65,7 +65,7 @@ class DQN(OffPolicy):
             extra=torch.zeros(self.batch_size, device=agent.device),
             eps=self.adam_eps,
             compile=compiled,
-            reduce=self._reduce,
+            ranks=self._ranks,
         )
         return Parts({"q": (self._gradient_step, METRICS)}, {"q": self._target}, {})
 

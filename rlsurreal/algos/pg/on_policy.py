@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rlsurreal.agents import ActorCriticAgent
 from rlsurreal.algos.pg.rewards import RewardScaler
@@ -101,7 +102,8 @@ class OnPolicy:
             self._num_metrics,
             max_grad_norm=self.max_grad_norm,
             compile=compiled,
-            reduce=None if ranks.count == 1 else ranks.sum,  # losses are sums over valid rows / those of all ranks
+            ranks=ranks,
+            over_ranks="sum",  # losses are sums over valid rows / those of all ranks
         )
         self._scaler = RewardScaler(batch.num_envs, self.discount, ranks.sum) if self.scale_rewards else None
         self._generator = torch.Generator().manual_seed(ranks.own_seed(seed))
@@ -191,20 +193,29 @@ class OnPolicy:
             metrics["reward/scale"] = self._scaler.scale
         return metrics
 
+    def divided(self, count: int) -> Self:
+        """Itself: minibatches are parts of the slot, which is divided."""
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent."""
         return {
             "optimizer": self._gradient_step.state_dict(),
-            "generator": self._generator.get_state(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "own": {
+                "generator": self._generator.get_state(),
+                "return": None if self._scaler is None else self._scaler.discounted_return.clone(),
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._gradient_step.load_state_dict(state["optimizer"])
-        self._generator.set_state(state["generator"])
+        own = state["own"]
+        if own is not None:
+            self._generator.set_state(own["generator"])
         if self._scaler is not None:
-            self._scaler.load_state_dict(state["scaler"])
+            self._scaler.load_state_dict(state["scaler"], None if own is None else own["return"])
 
 
 def inputs_of(samples: Samples) -> AgentInputs:

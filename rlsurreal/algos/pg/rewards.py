@@ -25,7 +25,7 @@ class RewardScaler:
     def __init__(self, num_envs: int, discount: float, reduce: Callable[[Tensor], Tensor] = identity) -> None:
         """``reduce``: maps a tensor of sums to its sum over ranks, whose statistics are the same."""
         self._discount, self._reduce = discount, reduce
-        self._return = torch.zeros(num_envs, dtype=torch.float64)
+        self.discounted_return = torch.zeros(num_envs, dtype=torch.float64)
         self._count, self._mean, self._spread = 0.0, 0.0, 0.0  # spread: sum of squared differences from the mean
         self.scale = 1.0
 
@@ -36,9 +36,9 @@ class RewardScaler:
         decay = torch.where(valid, torch.full_like(reward, self._discount), 1.0)
         decay[env.first[:num_steps]] = 0
         steps = torch.where(valid, reward, 0.0)
-        steps[0] += decay[0] * self._return
+        steps[0] += decay[0] * self.discounted_return
         returns = reverse_scan(steps.flip(0), decay.flip(0)).flip(0)  # backwards in time, so that it runs forwards
-        self._return = returns[-1].clone()
+        self.discounted_return = returns[-1].clone()
         self._take_in(returns[valid])
         if self._count > 1 and self._spread > 0:
             self.scale = (self._spread / self._count) ** 0.5
@@ -57,17 +57,17 @@ class RewardScaler:
         self._count = total
 
     def state_dict(self) -> dict[str, Any]:
-        """The running statistics and the returns in progress."""
+        """The running statistics, which are the same on all ranks."""
         return {
-            "return": self._return.clone(),
             "count": self._count,
             "mean": self._mean,
             "spread": self._spread,
             "scale": self.scale,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._return = state["return"].clone()
+    def load_state_dict(self, state: dict[str, Any], discounted_return: Tensor | None) -> None:
+        """Continue from `state_dict`, and from `discounted_return`, where it is known."""
+        if discounted_return is not None:
+            self.discounted_return = discounted_return.clone()
         self._count, self._mean, self._spread = state["count"], state["mean"], state["spread"]
         self.scale = state["scale"]

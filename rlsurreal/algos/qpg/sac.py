@@ -76,7 +76,7 @@ class SAC(OffPolicy):
             "max_grad_norm": self.max_grad_norm,
             "eps": self.adam_eps,
             "compile": compiled,
-            "reduce": self._reduce,
+            "ranks": self._ranks,
         }
         self._critic_step = GradientStep(
             self._critics,

@@ -43,7 +43,7 @@ class StateValueSAC(SAC):
             max_grad_norm=self.max_grad_norm,
             eps=self.adam_eps,
             compile=compiled,
-            reduce=self._reduce,
+            ranks=self._ranks,
         )
         return Parts(
             {**parts.steps, "value": (self._value_step, VALUE_METRICS)},

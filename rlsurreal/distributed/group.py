@@ -1,0 +1,164 @@
+"""The ranks that torchrun started, as a process group under watch.
+
+    torchrun's agent --- starts ---> rank 0 ... rank N-1       (each: join() -> Ranks, used by all that learns)
+         |                              |
+         +-- store (TCP) <--------------+   signs of life and last words: see `rlsurreal.distributed.watch`
+
+    loop               consumes             produces           waits for              is unblocked by
+    `_wait`            -                    -                  the other ranks        their arrival; a failure that the
+                                                               in a collective        watch has found; the time limit
+
+Collectives between CPU tensors run in Gloo, those between CUDA tensors in NCCL.  A rank that waits looks up every
+second, so that a failure anywhere is an exception here, with the failed rank's own traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from rlsurreal.distributed.ranks import ALONE, Ranks
+from rlsurreal.distributed.watch import RankError, RankWatch
+
+_LOOK_S = 1.0
+_MARGIN_S = 60.0  # by which the watch, which can say more, is ahead of the process group's own limit
+
+
+@dataclass(frozen=True)
+class GroupRanks(Ranks):
+    """One rank of a process group."""
+
+    watch: Any = None  # RankWatch
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Ranks.gather`."""
+        own = _to_bytes(value)
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.index] = len(own)
+        sizes = self.sum(sizes)
+        longest = int(sizes.max())
+        padded = torch.cat([own, own.new_zeros(longest - len(own))])
+        found = [padded.new_empty(longest) for _ in range(self.count)] if self.is_first else None
+        self._wait(lambda: dist.gather(padded, found, dst=0, async_op=True))
+        return [_from_bytes(each[:size]) for each, size in zip(found or [], sizes.tolist())]
+
+    def scatter(self, values: Sequence[Any]) -> Any:
+        """See `Ranks.scatter`."""
+        every = [_to_bytes(value) for value in values] if self.is_first else []
+        sizes = torch.tensor([len(each) for each in every] or [0] * self.count)
+        sizes = self.sum(sizes)
+        longest = int(sizes.max())
+        padded = [torch.cat([each, each.new_zeros(longest - len(each))]) for each in every] or None
+        own = torch.empty(longest, dtype=torch.uint8)
+        self._wait(lambda: dist.scatter(own, padded, src=0, async_op=True))
+        return _from_bytes(own[: int(sizes[self.index])])
+
+    def share(self, value: Any = None) -> Any:
+        """See `Ranks.share`."""
+        data = _to_bytes(value) if self.is_first else torch.empty(0, dtype=torch.uint8)
+        size = int(self.sum(torch.tensor(len(data))))
+        data = data if self.is_first else torch.empty(size, dtype=torch.uint8)
+        self._wait(lambda: dist.broadcast(data, src=0, async_op=True))
+        return _from_bytes(data)
+
+    def average_gradients(self, module: nn.Module) -> nn.Module:
+        """DistributedDataParallel (Li et al. 2020, arXiv 2006.15704): averages while the backward pass goes on."""
+        wrap = nn.parallel.DistributedDataParallel
+        # Statistics in buffers are summed over ranks by those who keep them.  (PyTorch has renamed the option.)
+        renamed = "forward_sync_buffers" in inspect.signature(wrap).parameters
+        options: Any = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        # Static: which parameters a loss touches is found out once, not in every step.
+        return wrap(module, static_graph=True, **options)
+
+    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        self._wait(lambda: dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), async_op=True), tensor)
+        return tensor
+
+    def _wait(self, start: Any, tensor: Tensor | None = None) -> None:
+        """Start a collective and wait for its end.
+
+        Raises:
+            RankError: a rank has failed, or is not there; says which, where, and what it said last.
+        """
+        if tensor is not None and tensor.device.type == "cuda":
+            start().wait()  # the stream waits, not this process; NCCL has a watch of its own
+            return
+        with self.watch.waiting():
+            try:
+                work = start()
+                while not work.is_completed():
+                    try:
+                        work.wait(timedelta(seconds=_LOOK_S))
+                    except RuntimeError:
+                        if work.is_completed():
+                            raise
+                        self.watch.check()
+                work.wait()
+            except RuntimeError as error:
+                if isinstance(error, RankError):
+                    raise
+                raise self.watch.cause(f"the connection to another rank has broken ({error})") from error
+
+
+def in_group() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def local_place() -> tuple[int, int]:
+    """Number of this rank on its machine, and how many are there."""
+    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+@contextlib.contextmanager
+def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
+    """Be one of the ranks that torchrun started; alone where it did not.
+
+    An exception that leaves this context is this rank's last word: the others end with it, too.
+
+    Args:
+        timeout_s: a rank that lets others wait so long fails the run.
+        cuda: tensors on GPUs take part.
+    """
+    if not in_group():
+        yield ALONE
+        return
+    index, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if cuda:
+        torch.cuda.set_device(local_place()[0])
+    limit = timedelta(seconds=timeout_s + _MARGIN_S)
+    store, _, _ = next(iter(rendezvous("env://", index, count, timeout=limit)))
+    store.set_timeout(limit)
+    watch = RankWatch(store.clone(), index, count, timeout_s)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=index, world_size=count, timeout=limit
+    )  # when this returns, all ranks are there, with a sign of theirs
+    watch.start()
+    try:
+        yield GroupRanks(index, count, watch)
+    except BaseException as error:
+        watch.say_last_words(error)
+        raise
+    finally:
+        watch.close()
+        with contextlib.suppress(RuntimeError):  # others may be gone
+            dist.destroy_process_group()
+
+
+def _to_bytes(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)), dtype=torch.uint8)
+
+
+def _from_bytes(data: Tensor) -> Any:
+    return pickle.loads(data.numpy().tobytes())

@@ -1,0 +1,102 @@
+"""Ranks on this machine, started from a plain Python script through torchrun.
+
+    this process -- file with the function --> torchrun --> rank 0 ... rank N-1 -- file with the result --> this one
+
+    loop            consumes   produces    waits for            is unblocked by
+    `start_ranks`   -          the ranks   torchrun's end       success, failure; Ctrl-C and SIGTERM are passed on
+
+The function and its arguments travel by cloudpickle, so they may be defined in the script itself, which the ranks never
+import.  They end when this process does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cloudpickle
+import psutil
+
+from rlsurreal.distributed.processes import ChildError
+from rlsurreal.distributed.watch import has_ended
+
+Result = TypeVar("Result")
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT)
+_LOOK_S = 1.0
+_TASK, _RESULT = "task", "result"
+
+
+def start_ranks(count: int, function: Callable[..., Result], *args: Any) -> Result:
+    """What ``function(*args)`` returns on the first of ``count`` ranks of this machine, each a process.
+
+    Raises:
+        ChildError: a rank has failed; what it said is above.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlsurreal-ranks-") as folder:
+        (Path(folder) / _TASK).write_bytes(cloudpickle.dumps((function, args)))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command += ["-m", __name__, folder, str(os.getpid())]
+        paths = os.pathsep.join(map(str, sys.path))
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths}
+        # In a session of its own: a terminal's Ctrl-C comes once, through this process.
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        status = _wait(process)
+        result = Path(folder) / _RESULT
+        if status != 0 and not result.exists():
+            raise ChildError(f"one of {count} ranks has failed (exit status {status}); what it said is above")
+        found: Result = cloudpickle.loads(result.read_bytes())
+        return found
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit status; signals are passed on, for ranks to save and leave."""
+
+    def forward(number: int, frame: Any) -> None:
+        process.send_signal(number)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, forward) for number in _FORWARDED} if in_main else {}
+    try:
+        return process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_rank(folder: Path, starter: int) -> None:
+    threading.Thread(target=_leave_with, args=(starter,), daemon=True).start()
+    function, args = cloudpickle.loads((folder / _TASK).read_bytes())
+    result = function(*args)
+    if int(os.environ["RANK"]) == 0:
+        temporary = folder / f".{_RESULT}"
+        temporary.write_bytes(cloudpickle.dumps(result))
+        temporary.rename(folder / _RESULT)
+
+
+def _leave_with(starter: int) -> None:
+    """torchrun would go on without the process that has asked for it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(starter)
+        while not has_ended(process):
+            time.sleep(_LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(_run_rank)(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,207 @@
+"""An experiment while it is trained: the loop of one rank, and what it is built from.
+
+    sampler.obtain() -> algo.update() -> agent.publish() -> observers -> sampler.release()
+
+Everything else (logs, evaluation, checkpoints, the progress bar) watches the loop as an observer; see
+`rlsurreal.runners.observers`.  With several ranks each has this loop over environments of its own; they meet to count
+steps, and in the gradients.  Called by `rlsurreal.runners.trainer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlsurreal.distributed.ranks import Ranks
+from rlsurreal.runners.checkpoints import Checkpoints, load_latest
+from rlsurreal.runners.counter import Counter
+from rlsurreal.runners.division import divide, plays
+from rlsurreal.runners.interrupts import Interrupts
+from rlsurreal.runners.observers import CONSOLE_COLUMNS, Evaluations, MetricLog, Observers, Progress
+from rlsurreal.structs import Samples, Spaces
+from rlsurreal.utils import config
+from rlsurreal.utils.affinity import count_cpus
+from rlsurreal.utils.files import atomic_write, describe_environment, latest_checkpoint, make_run_folder
+from rlsurreal.utils.logger import MetricLogger
+from rlsurreal.utils.namedarraytuple import leaves
+from rlsurreal.utils.seeding import derive_seed
+from rlsurreal.utils.spaces import map_spaces
+from rlsurreal.utils.timing import PhaseTimer
+
+if TYPE_CHECKING:
+    from rlsurreal.runners.trainer import Trainer
+
+_MAX_THREADS = 8
+
+_log = logging.getLogger("rlsurreal")
+
+
+class Run:
+    """One rank's part of an experiment.
+
+    Attributes:
+        folder: of the run.
+        interrupted_by: the signal that ended it before its budget was used, on any rank, or None.
+    """
+
+    def __init__(self, trainer: Trainer, ranks: Ranks) -> None:
+        """Raises ValueError if the experiment cannot be divided among so many ranks."""
+        self._trainer, self._ranks, self._agent = trainer, ranks, trainer.agent
+        self._algo, self._sampler = divide(trainer.algo, trainer.sampler, ranks, trainer.scaling)
+        self._counter, self._timer = Counter(trainer.total_env_steps), PhaseTimer()
+        self.interrupted_by: str | None = None
+
+    def train(self, resume: str | Path | None, folder: str | Path | None) -> None:
+        """See `rlsurreal.runners.Trainer.train`."""
+        saved = self._open(resume, folder)
+        with contextlib.ExitStack() as stack:
+            logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
+            interrupts = stack.enter_context(Interrupts())
+            stack.callback(self._sampler.close)
+            if logger is not None:
+                self._describe()
+            self._initialize()
+            with self._observers(logger, saved) as observers:
+                self._loop(observers, interrupts)
+                observers.finish(self._counter)
+            stack.pop_all().close()
+            if self.interrupted_by and logger is not None:
+                counts = self._counter.env_steps, self._counter.total_env_steps
+                logger.text.warning(
+                    "stopped by %s after %d of %d environment steps; continue with train(resume=%r)",
+                    self.interrupted_by,
+                    *counts,
+                    str(self.folder),
+                )
+
+    def _loop(self, observers: Observers, interrupts: Interrupts) -> None:
+        counter, timer = self._counter, self._timer
+        started = time.perf_counter() - counter.seconds
+        while counter.env_steps < counter.total_env_steps and not self.interrupted_by:
+            progress = counter.progress
+            with observers.rescuing(counter):
+                with timer("sample"):
+                    samples = self._sampler.obtain()
+                with timer("meet"):
+                    self._meet(samples, interrupts, time.perf_counter() - started)
+            with timer("update"):
+                metrics = self._algo.update(samples, progress)
+            counter.iterations += 1
+            self._agent.publish(version=counter.iterations)
+            counter.seconds = time.perf_counter() - started
+            with observers.rescuing(counter):  # evaluation is sampling, too
+                observers.after_update(counter, samples, metrics)
+            self._sampler.release(samples)
+            if self._ranks.count == 1:
+                self.interrupted_by = interrupts.received
+
+    def _meet(self, samples: Samples, interrupts: Interrupts, seconds: float) -> None:
+        """Agree on what all ranks do alike: count the steps of all, keep the first one's time, stop if one must."""
+        own = [
+            int(samples.env.valid[:-1].sum()),
+            seconds if self._ranks.is_first else 0.0,
+            interrupts.received == "SIGTERM",
+            interrupts.received == "SIGINT",
+        ]
+        steps, common, terms, ints = self._ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        self._counter.env_steps += int(steps)
+        self._counter.common_seconds = common
+        if self._ranks.count > 1:  # alone it leaves sooner: after this iteration
+            self.interrupted_by = "SIGTERM" if terms else "SIGINT" if ints else None
+
+    # ------------------------------------------------------------ before the loop
+
+    def _open(self, resume: str | Path | None, folder: str | Path | None) -> dict[str, Any] | None:
+        """Choose the folder, on all ranks alike; on the first, the checkpoint to go on from, if there is one."""
+        saved, path = None, ""
+        if self._ranks.is_first:
+            if resume is not None:
+                saved, path = load_latest(Path(resume)), str(resume)
+            elif folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                has_saved = latest_checkpoint(Path(folder) / "checkpoints") is not None
+                saved, path = load_latest(Path(folder)) if has_saved else None, str(folder)
+            else:
+                path = str(make_run_folder(self._trainer.root, self._trainer.name))
+        path, self._is_resumed = self._ranks.share((path, saved is not None))
+        self.folder = Path(path)
+        return saved
+
+    def _logger(self, saved: dict[str, Any] | None) -> MetricLogger:
+        is_begun = (self.folder / "progress.csv").exists()  # but nothing was saved: it begins again
+        return MetricLogger(
+            self.folder,
+            resume_step=saved["counter"]["env_steps"] if saved is not None else -1 if is_begun else None,
+            tensorboard=self._trainer.tensorboard,
+            console=self._trainer.console,
+            columns=CONSOLE_COLUMNS,
+        )
+
+    def _initialize(self) -> None:
+        """Build everything; each part's random streams are derived from the one seed."""
+        trainer, sampler, algo, ranks = self._trainer, self._sampler, self._algo, self._ranks
+        spaces = sampler.connect(seed=derive_seed(trainer.seed, "sampler"))
+        wanted = algo.wants_threads(sampler.batch.size)
+        torch.set_num_threads(trainer.num_threads or _suitable_threads(spaces, wanted))
+        self._agent.initialize(spaces, seed=derive_seed(trainer.seed, "model"), device=self._device)
+        steps_per_iteration = sampler.batch.num_steps * (sampler.batch.total_envs or sampler.batch.num_envs)
+        options: Any = {
+            "compile": trainer.compile,
+            "num_iterations": -(-trainer.total_env_steps // steps_per_iteration),
+        }
+        algo.initialize(self._agent, sampler.batch, seed=derive_seed(trainer.seed, "algo"), ranks=ranks, **options)
+        sampler.initialize(self._agent, discount=algo.discount, **options)
+
+    @property
+    def _device(self) -> str:
+        """With several ranks on a machine each has a GPU of its own, which `rlsurreal.distributed.group` has set."""
+        device = self._trainer.device
+        return f"cuda:{torch.cuda.current_device()}" if device == "cuda" and self._ranks.count > 1 else device
+
+    def _observers(self, logger: MetricLogger | None, saved: dict[str, Any] | None) -> Observers:
+        """All observers, and everything continued from ``saved``."""
+        trainer, counter, sampler, ranks = self._trainer, self._counter, self._sampler, self._ranks
+        log = MetricLog(logger, self._agent, sampler, trainer.log_interval_steps, self._timer, ranks)
+        parts = {"counter": counter, "agent": self._agent, "algo": self._algo, "sampler": sampler, "log": log}
+        checkpoints = Checkpoints(trainer.checkpoints, self.folder, parts, ranks)
+        watching: list[Any] = [log, checkpoints]
+        if trainer.eval_interval_steps is not None:
+            has_part = plays(trainer.sampler.evaluation.num_envs, ranks)
+            evaluations = Evaluations(sampler, log, checkpoints, trainer.eval_interval_steps, ranks, has_part)
+            parts["evaluations"] = evaluations
+            watching.insert(0, evaluations)
+        if self._is_resumed:
+            exact = checkpoints.restore(saved)
+            _log.info(
+                "resumed after %d environment steps%s",
+                counter.env_steps,
+                "" if exact else "; the environments' state was not saved: they start new episodes",
+            )
+        if trainer.console != "off" and ranks.is_first:
+            watching.append(Progress(counter, log))
+        return Observers(watching)
+
+    def _describe(self) -> None:
+        """Write the whole configuration and where it runs."""
+        path, tree = self.folder / "config.json", config.to_tree(self._trainer, strict=False)
+        before = json.loads(path.read_text()) if self._is_resumed and path.exists() else tree
+        if before != tree:  # the settings that a run was begun with stay beside those that it goes on with
+            numbers = [int(old.stem.rpartition("_")[2]) for old in self.folder.glob("config_*.json")]
+            path.rename(self.folder / f"config_{max(numbers, default=-1) + 1}.json")
+        with atomic_write(path, "w") as file:
+            json.dump(tree, file, indent=1)
+        name = "environment_resumed.json" if self._is_resumed else "environment.json"
+        with atomic_write(self.folder / name, "w") as file:
+            json.dump({**describe_environment(), "ranks": self._ranks.count}, file, indent=1)
+
+
+def _suitable_threads(spaces: Spaces, algo_wants: bool) -> int:
+    """Dispatch of small operations only loses by a second thread; arithmetic uses what is there."""
+    has_images = any(len(leaf.shape or ()) == 3 for leaf in leaves(map_spaces(lambda leaf: leaf, spaces.observation)))
+    return min(count_cpus(), _MAX_THREADS) if has_images or algo_wants else 1
