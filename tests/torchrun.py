@@ -28,3 +28,9 @@ def run_script(folder: Path, text: str, *words: str, **more: Any) -> subprocess.
     script.write_text(text)
     command = torchrun(str(script), *words)
     return subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment(), **more)
+
+
+def agent(*words: str) -> list[str]:
+    """The command line of one host's agent, which starts one rank and meets the others where the words say."""
+    common = ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"]
+    return [sys.executable, "-m", "torch.distributed.run", *common, *words]

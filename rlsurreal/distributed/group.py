@@ -15,6 +15,7 @@ second, so that a failure anywhere is an exception here, with the failed rank's 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import inspect
 import os
 import pickle
@@ -32,6 +33,7 @@ from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.distributed.watch import RankError, RankWatch
 
 _LOOK_S = 1.0
+_END_S = 5.0  # for a process to end after its process group has broken
 _MARGIN_S = 60.0  # by which the watch, which can say more, is ahead of the process group's own limit
 
 
@@ -125,7 +127,8 @@ def local_place() -> tuple[int, int]:
 def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
     """Be one of the ranks that torchrun started; alone where it did not.
 
-    An exception that leaves this context is this rank's last word: the others end with it, too.
+    An exception that leaves this context is this rank's last word: the others end with it, too, by a `RankError`.  With
+    that a process ends within seconds, even if the exception is caught.
 
     Args:
         timeout_s: a rank that lets others wait so long fails the run.
@@ -149,11 +152,13 @@ def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
         yield GroupRanks(index, count, watch)
     except BaseException as error:
         watch.say_last_words(error)
-        raise
-    finally:
         watch.close()
-        with contextlib.suppress(RuntimeError):  # others may be gone
-            dist.destroy_process_group()
+        if isinstance(error, RankError):
+            # Gloo's threads wait for ranks that never come, and Python's end would wait for these threads.
+            faulthandler.dump_traceback_later(_END_S, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        raise
+    watch.close()
+    dist.destroy_process_group()
 
 
 def _to_bytes(value: Any) -> Tensor:

@@ -137,10 +137,10 @@ class RankWatch:
         """Leave: from now on no sign is expected."""
         self._closing.set()
         self._sign.is_closed = True
-        if self._thread.is_alive():
+        if not self._failure:  # else nobody looks any more, and the store may never answer
             self._thread.join(_STORE_S)
-        with contextlib.suppress(RuntimeError):
-            self._publish()
+            with contextlib.suppress(RuntimeError):
+                self._publish()
 
     # ------------------------------------------------------------ the thread
 

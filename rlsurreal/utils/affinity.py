@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
-_CAN_PIN = hasattr(os, "sched_setaffinity")
+CAN_PIN = hasattr(os, "sched_setaffinity")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def make_affinity(
     num_workers = num_cpus if num_workers is None else num_workers
     if num_workers < 1:
         raise ValueError(f"num_workers is {num_workers}; it must be at least 1")
-    if not _CAN_PIN or num_cpus < len(chosen):
+    if not CAN_PIN or num_cpus < len(chosen):
         return Affinity((), ((),) * num_workers, worker_threads)
     parts = split_cpus(chosen, min(num_workers, len(chosen)))
     return Affinity(chosen, tuple(parts[w % len(parts)] for w in range(num_workers)), worker_threads)
@@ -148,7 +148,7 @@ def pin(cpus: Sequence[int]) -> bool:
     no CPUs or where the operating system cannot pin; a refusal (some containers forbid it) is logged and costs speed
     only.
     """
-    if not cpus or not _CAN_PIN:
+    if not cpus or not CAN_PIN:
         return False
     try:
         os.sched_setaffinity(0, cpus)
