@@ -13,7 +13,20 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks import compare, everything, learning, memory, replay, rows, sampling, serving, train, update
+from benchmarks import (
+    compare,
+    everything,
+    learning,
+    memory,
+    ranks,
+    replay,
+    rows,
+    sampling,
+    scaling,
+    serving,
+    train,
+    update,
+)
 from benchmarks.turns import ContestantError
 
 _MEASURING = {
@@ -24,6 +37,7 @@ _MEASURING = {
     "replay": replay,
     "serving": serving,
     "memory": memory,
+    "ranks": ranks,
     "all": everything,
 }
 
@@ -33,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.command == "compare":
         return compare.run(args)
+    if args.command == "scaling":
+        print("\n".join(scaling.run(args)))
+        return 0
     print(rows.describe_machine(), flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # contestants are ended on the way out
     try:
@@ -51,11 +68,11 @@ def make_parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
-    for name, module in {**_MEASURING, "compare": compare}.items():
+    for name, module in {**_MEASURING, "compare": compare, "scaling": scaling}.items():
         text = module.__doc__ or ""
         summary = text.partition("\n")[0].rstrip(".")
         command = commands.add_parser(name, help=summary, description=text, formatter_class=formatter)
-        if name != "compare":
+        if name in _MEASURING:
             command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
         module.add_arguments(command)
     return parser

@@ -12,6 +12,7 @@ runs it needs no compiler.  On a GPU `Specialized` has functions compiled in thi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -136,7 +137,7 @@ def compile_program(function: Callable[..., None], *example: Tree, num_threads: 
             program._loader = _load(program.path)
         except Exception:  # not there, or damaged
             _log.info("compiling (once; it takes half a minute or so) ...")
-            _build(exported, path, num_threads)
+            _build_once(exported, path, num_threads)
             _log.info("compiled in %.0f s", time.perf_counter() - started)
             program._loader = _load(program.path)
     return program
@@ -257,8 +258,17 @@ def _export(graph: Any, tensors: list[Tensor]) -> Any:
         return torch.export.export(Graph(), tuple(tensors), strict=False)
 
 
-def _build(exported: Any, path: Path, num_threads: int) -> None:
+def _build_once(exported: Any, path: Path, num_threads: int) -> None:
+    """Several ranks of one machine, and runs of one queue, want the same program at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.stat().st_mtime_ns if path.exists() else None
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (path.stat().st_mtime_ns if path.exists() else None) == before:  # nobody has built it meanwhile
+            _build(exported, path, num_threads)
+
+
+def _build(exported: Any, path: Path, num_threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "exported.pt2", Path(folder) / "program.so"
         torch.export.save(exported, source)

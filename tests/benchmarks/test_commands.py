@@ -18,7 +18,22 @@ from benchmarks.tasks import RETURN, SAMPLING_PEERS, TRAIN, UPDATE
 SCRIPTS = sorted(Path(peers.__file__).parent.glob("[!_]*.py"))
 
 
-@pytest.mark.parametrize("command", ["sampling", "update", "train", "learning", "serving", "memory", "all", "compare"])
+COMMANDS = [
+    "sampling",
+    "update",
+    "train",
+    "learning",
+    "replay",
+    "serving",
+    "memory",
+    "ranks",
+    "scaling",
+    "all",
+    "compare",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -50,6 +50,57 @@ def test_two_processes_agree(tmp_path):
     assert sorted(done.stdout.splitlines()) == [f"{index} {expected(index)}" for index in range(2)]
 
 
+STEPS = """
+import sys
+import torch
+from torch import nn
+from rlsurreal.algos.update import GradientStep
+from rlsurreal.distributed.group import join
+from rlsurreal.distributed.ranks import ALONE, Ranks
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(3, 2), nn.Linear(3, 2)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+def learn(ranks, over_ranks, compile, data, num_rows):
+    torch.manual_seed(0)
+    net, other = Net(), nn.Linear(2, 1)  # the loss reads another network, which it does not train
+    def loss(x):
+        errors = (other(net.used(x)) * net.frozen).square().sum(-1)
+        loss = errors.mean() if over_ranks == "mean" else errors.sum() / num_rows
+        return loss, loss.detach()[None]
+    options = {"max_grad_norm": 0.1, "ranks": ranks, "over_ranks": over_ranks, "compile": compile}
+    step = GradientStep(net, loss, 1, reads=[other], **options)
+    assert (step._averaging is not None) == (ranks.count > 1 and not compile)  # DistributedDataParallel
+    step.learning_rate.fill_(0.01)
+    for x in data:
+        step(x)
+    return step.flat.clone(), step.take_metrics()
+
+torch.set_num_threads(1)
+data = torch.randn(5, 8, 3, generator=torch.Generator().manual_seed(1))
+with join() as ranks:
+    own = data[:, ranks.part(8)]
+    for over_ranks, compile in (("mean", False), ("sum", False), ("sum", True)):
+        parameters, metrics = learn(ranks, over_ranks, compile, own, 8)
+        whole, expected = learn(ALONE, over_ranks, False, data, 8)
+        torch.testing.assert_close(parameters, whole)
+        torch.testing.assert_close(metrics, expected)
+        assert torch.equal(ranks.max(parameters.clone()), parameters)
+    print("equal", flush=True)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.compiles
+def test_steps_of_two_processes_are_those_of_one_with_all_rows(tmp_path):
+    done = run_script(tmp_path, STEPS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("equal") == 2
+
+
 def test_two_threads_agree():
     namespace: dict = {}
     exec(EXCHANGE, namespace)
