@@ -15,6 +15,8 @@ dm_control = ["shimmy[dm-control]>=2.0", "mujoco<4"]  # dm_control 1.0.50 does n
 minatar = ["minatar>=1.0.15"]
 robotics = ["gymnasium-robotics>=1.4", "mujoco<3.4"]  # 1.4.2 does not load with MuJoCo 3.17 or newer; tested with 3.3.7
 plot = ["matplotlib"]
+kubernetes = ["kubernetes-validate"]  # checks what launchers/submit.py would submit
+skypilot = ["skypilot"]  # its own demands are narrow: better in an environment of its own, with `sky` on the PATH
 video = ["imageio[ffmpeg]"]
 test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
 
@@ -43,7 +45,9 @@ setup(
         "minatar": minatar,
         "robotics": robotics,
         "plot": plot,
+        "kubernetes": kubernetes,
+        "skypilot": skypilot,
         "video": video,
-        "dev": atari + [f"{name}; python_version >= '3.11'" for name in envpool] + minatar + plot + video + test,
+        "dev": atari + [f"{name}; python_version >= '3.11'" for name in envpool] + minatar + plot + video + kubernetes + test,
     },
 )
