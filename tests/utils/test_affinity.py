@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 
 from rlsurreal.utils import affinity
-from rlsurreal.utils.affinity import Affinity, cpu_quota, format_cpus, make_affinity, pin, split_cpus, usable_cpus
+from rlsurreal.utils.affinity import (
+    Affinity,
+    cpu_quota,
+    cpus_by_socket,
+    format_cpus,
+    make_affinity,
+    one_per_core,
+    pin,
+    socket_of_gpu,
+    split_cpus,
+    usable_cpus,
+    usable_gpus,
+)
 from rlsurreal.utils.config import from_tree, to_tree
 
 
@@ -22,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(affinity, "_place", lambda cpu: (cpu % 4 // 2, cpu % 4, cpu))
     monkeypatch.setattr(affinity, "usable_cpus", lambda: tuple(range(8)))
     monkeypatch.setattr(affinity, "cpu_quota", lambda: None)
-    monkeypatch.setattr(affinity, "_CAN_PIN", True)
+    monkeypatch.setattr(affinity, "CAN_PIN", True)
     return monkeypatch
 
 
@@ -41,6 +53,54 @@ def test_split_covers_without_overlap_and_evenly() -> None:
 def test_split_keeps_hyperthreads_and_sockets_together(machine: pytest.MonkeyPatch) -> None:
     assert split_cpus(range(8), 2) == [(0, 1, 4, 5), (2, 3, 6, 7)]
     assert split_cpus(range(8), 4) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+
+
+def test_parts_of_a_size_leave_the_rest(machine: pytest.MonkeyPatch) -> None:
+    assert split_cpus(range(8), 2, part_size=2) == [(0, 4), (1, 5)]
+    assert split_cpus(range(8), 2, part_size=3) == [(0, 1, 4), (2, 5, 6)]
+    with pytest.raises(ValueError, match=r"num_parts is 3; 8 CPUs can be divided into 1 to 2 parts of 3"):
+        split_cpus(range(8), 3, part_size=3)
+
+
+def test_cores_and_sockets(machine: pytest.MonkeyPatch) -> None:
+    assert one_per_core(range(8)) == (0, 1, 2, 3)
+    assert one_per_core((3, 4, 7)) == (3, 4)
+    assert cpus_by_socket((7, 0, 2, 5)) == {0: (0, 5), 1: (2, 7)}
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        (None, 2, ("0", "1")),
+        ("3, 1", 2, ("3", "1")),
+        ("GPU-1a2b", 1, ("GPU-1a2b",)),
+        ("", 0, ()),
+        ("0,-1,1", 1, ("0",)),  # what follows an impossible number does not count
+    ],
+)
+def test_usable_gpus(visible: str | None, count: int, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert usable_gpus() == names
+
+
+def test_a_gpus_socket(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "bin/nvidia-smi"
+    answers = "case $1 in --id=0) echo 00000000:17:00.0;; --id=1) echo 00000000:CA:00.0;; *) exit 6;; esac"
+    files = {
+        "bin/nvidia-smi": f"#!/bin/sh\n{answers}\n",
+        "sys/bus/pci/devices/0000:17:00.0/local_cpulist": "0-1,4-5\n",
+        "sys/bus/pci/devices/0000:ca:00.0/local_cpulist": "2-3,6-7\n",
+    }
+    _write(tmp_path, files)
+    tool.chmod(0o755)
+    machine.setenv("PATH", str(tool.parent), prepend=":")
+    assert [socket_of_gpu(gpu, tmp_path) for gpu in ("0", "1", "2")] == [0, 1, None]
+    assert socket_of_gpu("0", tmp_path / "elsewhere") is None
+    machine.setenv("PATH", str(tmp_path))
+    assert socket_of_gpu("0", tmp_path) is None
 
 
 def test_workers_cover_the_cpus(machine: pytest.MonkeyPatch) -> None:
@@ -83,7 +143,7 @@ def test_a_quota_of_all_cpus_does_not_hinder_pinning(machine: pytest.MonkeyPatch
 
 
 def test_where_processes_cannot_be_pinned(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(affinity, "_CAN_PIN", False)
+    machine.setattr(affinity, "CAN_PIN", False)
     assert make_affinity(2) == Affinity((), ((), ()), 1)
     assert pin((0,)) is False
 
@@ -129,7 +189,7 @@ def test_a_refused_pin_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest
         raise PermissionError(1, "not permitted")
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
-    monkeypatch.setattr(affinity, "_CAN_PIN", True)
+    monkeypatch.setattr(affinity, "CAN_PIN", True)
     with caplog.at_level(logging.WARNING):
         assert pin((0, 1)) is False
     assert "CPUs 0-1" in caplog.text and "not permitted" in caplog.text
