@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlsurreal.distributed.group import local_place
 from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.runners.checkpoints import Checkpoints, load_latest
 from rlsurreal.runners.counter import Counter
@@ -26,7 +28,7 @@ from rlsurreal.runners.interrupts import Interrupts
 from rlsurreal.runners.observers import CONSOLE_COLUMNS, Evaluations, MetricLog, Observers, Progress
 from rlsurreal.structs import Samples, Spaces
 from rlsurreal.utils import config
-from rlsurreal.utils.affinity import count_cpus
+from rlsurreal.utils.affinity import count_cpus, pin, split_cpus, usable_cpus
 from rlsurreal.utils.files import atomic_write, describe_environment, latest_checkpoint, make_run_folder
 from rlsurreal.utils.logger import MetricLogger
 from rlsurreal.utils.namedarraytuple import leaves
@@ -59,6 +61,8 @@ class Run:
 
     def train(self, resume: str | Path | None, folder: str | Path | None) -> None:
         """See `rlsurreal.runners.Trainer.train`."""
+        if self._ranks.count > 1:
+            _share_cpus(self._ranks)
         saved = self._open(resume, folder)
         with contextlib.ExitStack() as stack:
             logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
@@ -199,6 +203,16 @@ class Run:
         name = "environment_resumed.json" if self._is_resumed else "environment.json"
         with atomic_write(self.folder / name, "w") as file:
             json.dump({**describe_environment(), "ranks": self._ranks.count}, file, indent=1)
+
+
+def _share_cpus(ranks: Ranks) -> None:
+    """Ranks of one machine take a part of its CPUs each, for threads and workers, unless each has its own already."""
+    index, count = local_place()
+    host, cpus = socket.gethostname(), usable_cpus()
+    everywhere = ranks.share(ranks.gather((host, cpus)))
+    have_the_same = all(own == cpus for place, own in everywhere if place == host)
+    if have_the_same and 1 < count <= len(cpus) <= count_cpus():
+        pin(split_cpus(cpus, count)[index])
 
 
 def _suitable_threads(spaces: Spaces, algo_wants: bool) -> int:

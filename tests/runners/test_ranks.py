@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import re
 import signal
@@ -19,6 +20,7 @@ from rlsurreal.recipes import dqn_cartpole, ppo_cartpole
 from rlsurreal.runners.division import divide, divided_batch, plays
 from rlsurreal.structs import BatchSpec
 from rlsurreal.utils import config
+from rlsurreal.utils.affinity import usable_cpus
 from rlsurreal.utils.files import list_checkpoints, load_checkpoint
 from tests.runners.test_trainer import assert_equal
 from tests.torchrun import environment, torchrun
@@ -37,6 +39,8 @@ class Troubled(gym.Wrapper):
     steps = 0
 
     def step(self, action):
+        if trouble == "cpus" and type(self).steps == 0:
+            print("cpus of a rank:", sorted(os.sched_getaffinity(0)), flush=True)
         type(self).steps += 1
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         if trouble and type(self).steps == 600 and os.environ.get("RANK") == "1" and restarts < 2:
@@ -227,6 +231,15 @@ def test_torchrun_restarts_a_failed_run_from_its_checkpoint(script):
     steps = [int(row["step"]) for row in rows(folder)]
     assert steps == sorted(set(steps)) and steps[-1] >= 3000
     assert (folder / "environment_resumed.json").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(len(usable_cpus()) < 2, reason="needs two CPUs")
+def test_ranks_of_one_machine_share_its_cpus_out(script):
+    done = train(script, "ppo_cartpole", "run", *PPO, *IN_RANKS, "total_env_steps=100", trouble="cpus")
+    assert done.returncode == 0, done.stderr
+    first, second = (set(ast.literal_eval(text)) for text in re.findall(r"cpus of a rank: (\[.*?\])", done.stdout))
+    assert not first & second and first | second == set(usable_cpus())
 
 
 # ---------------------------------------------------------------- division
