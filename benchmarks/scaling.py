@@ -28,6 +28,7 @@ from rlsurreal.recipes import RECIPES
 from rlsurreal.runners import Trainer
 from rlsurreal.samplers import SerialSampler
 
+_LARGEST_STATISTIC = 1_000  # bytes
 _LEFT_OUT = ("debug",)
 
 
@@ -139,10 +140,7 @@ def count_work(trainer: Trainer, num_updates: int = 4) -> Work:
         sampler.close()
     num_minibatches = getattr(algo, "num_minibatches", 1)
     rows = getattr(algo, "batch_size", sampler.batch.size // num_minibatches)
-    is_replayed = hasattr(algo, "limiter")
-    num_steps = (
-        algo._num_updates * len(algo._parts.steps) if is_replayed else getattr(algo, "num_epochs", 1) * num_minibatches
-    )
+    num_steps = sum(size > _LARGEST_STATISTIC for size in twins.sizes)  # gradients; the others are counts and moments
     return Work(env_steps, sampler.batch.num_envs, rows, num_steps, counter.get_total_flops(), tuple(twins.sizes))
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -299,8 +299,11 @@ class Algorithm(Protocol):
         Returns metrics: numbers, or 0-dim tensors that may still be on the device.
         """
 
-    def divided(self, count: int) -> Algorithm:
-        """One of ``count`` ranks' part of this algorithm, before it is initialized: ValueError if it has none."""
+    def divided(self, ranks: Any, scaling: Literal["strong", "weak"]) -> Algorithm:
+        """This one of several ranks' part of the algorithm, before it is initialized.
+
+        "strong": of batches and replay a part; "weak": as much as there is.  ValueError if it cannot be divided.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, besides the agent.

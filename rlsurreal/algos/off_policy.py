@@ -10,7 +10,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -67,8 +67,6 @@ class OffPolicy:
         self._agent, self._batch, self._seed, self._ranks = agent, batch, seed, ranks
         self._num_envs = batch.total_envs or batch.first_env + batch.num_envs
         own_seed = ranks.own_seed(seed)
-        if ranks.count > 1:
-            self.replay = self.replay.of_rank(ranks.index)
         self._generator = torch.Generator(device=agent.device).manual_seed(own_seed)
         self.replay.initialize(
             batch, seed=own_seed, discount=self.discount, device=agent.device, keep_info=self._keeps_info
@@ -76,7 +74,8 @@ class OffPolicy:
         num_updates = None
         if num_iterations is not None:
             rows_per_update = self.batch_size * self.replay.extractor.num_learned
-            num_updates = int(num_iterations * batch.size * self.limiter.ratio / rows_per_update)
+            num_rows = num_iterations * batch.num_steps * self._num_envs  # of all ranks, who must decide alike
+            num_updates = int(num_rows * self.limiter.ratio / (rows_per_update * ranks.count))
         self._num_updates = self._num_unread = 0
         self._parts = self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
 
@@ -152,12 +151,16 @@ class OffPolicy:
         """See `Replay.append`; None: the selector's own."""
         return None
 
-    def divided(self, count: int) -> Self:
-        """One of ``count`` ranks' part: of each batch, and of the replay."""
+    def divided(self, ranks: Ranks, scaling: Literal["strong", "weak"]) -> Self:
+        """See `rlsurreal.structs.Algorithm`: a part of each batch, and of the replay."""
+        own = self.replay.of_rank(ranks.index)
+        if scaling == "weak":
+            return dataclasses.replace(self, replay=own)
+        count = ranks.count
         for name, number in (("batch_size", self.batch_size), ("replay.capacity", self.replay.capacity)):
             if number % count:
                 raise ValueError(f"algo.{name} is {number}; it must be divisible by the {count} ranks")
-        replay = dataclasses.replace(self.replay, capacity=self.replay.capacity // count)
+        replay = dataclasses.replace(own, capacity=self.replay.capacity // count)
         return dataclasses.replace(self, batch_size=self.batch_size // count, replay=replay)
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,6 +174,7 @@ class OffPolicy:
             "networks": {name: _copy(network.state_dict()) for name, network in self._parts.networks.items()},
             "own": {
                 "generator": self._generator.get_state(),
+                "sums": {name: step.sums.clone() for name, (step, _) in self._parts.steps.items()},
                 "replay": self.replay.state_dict() if self.save_replay else None,
             },
         }
@@ -187,6 +191,8 @@ class OffPolicy:
         own = state["own"]
         if own is not None:
             self._generator.set_state(own["generator"])
+            for name, (step, _) in self._parts.steps.items():
+                step.sums.copy_(own["sums"][name])
             if own["replay"] is not None:
                 self.limiter.load_state_dict(state["limiter"])
                 self.replay.load_state_dict(own["replay"])

@@ -49,6 +49,7 @@ class GradientStep:
     Attributes:
         num_steps: made since metrics were last taken.
         learning_rate: of the next steps, to be filled.
+        sums: of the metrics since they were last taken, on this rank.
         extra: see above.
     """
 
@@ -83,7 +84,7 @@ class GradientStep:
         self._state = {name: torch.zeros_like(self._flat.detach()) for name in ("exp_avg", "exp_avg_sq")}
         self._state["step"] = torch.zeros((), device=self._flat.device)
         self._adam.state[self._flat] = self._state
-        self._sums = torch.zeros(num_metrics + 1, device=self._flat.device)
+        self.sums = torch.zeros(num_metrics + 1, device=self._flat.device)
         self.num_steps = 0
         self._specialized: list[Specialized] = []
         self._compiled = self._compile() if compile else None
@@ -97,8 +98,7 @@ class GradientStep:
             try:
                 return self._compiled(*inputs)
             except CompileError as error:
-                self._compiled = None
-                _log.warning("the update cannot be compiled and runs eagerly (compile='off' is quiet): %s", error)
+                self._give_up_compiling(error)
         self._eager(*inputs)
 
     def take_metrics(self) -> Tensor:
@@ -111,10 +111,10 @@ class GradientStep:
                 )
         for specialized in self._specialized:
             specialized.forget()
-        means = self._sums / max(1, self.num_steps)
+        means = self.sums / max(1, self.num_steps)
         if self._ranks.count > 1:  # the norm is that of all ranks already
             means[:-1] = self._reduce(means[:-1].clone())
-        self._sums.zero_()
+        self.sums.zero_()
         self.num_steps = 0
         return means
 
@@ -126,13 +126,13 @@ class GradientStep:
     def state_dict(self) -> dict[str, Tensor]:
         """Adam's state, and the metrics that are still to be taken."""
         state = {name: tensor.clone() for name, tensor in self._state.items()}
-        return {**state, "sums": self._sums.clone(), "num_steps": torch.tensor(self.num_steps)}
+        return {**state, "sums": self.sums.clone(), "num_steps": torch.tensor(self.num_steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict`."""
         for name, tensor in self._state.items():
             tensor.copy_(state[name])
-        self._sums.copy_(state["sums"])
+        self.sums.copy_(state["sums"])
         self.num_steps = int(state["num_steps"])
 
     # ------------------------------------------------------------ eager
@@ -141,7 +141,8 @@ class GradientStep:
         gradient = self._gradient
         gradient.zero_()
         loss, metrics, *extra = (self._averaging or self._with_loss)(*inputs)
-        loss.backward(inputs=self._own)  # not those of the modules that it reads
+        with self._ranks.waiting():  # DistributedDataParallel's exchange is in the backward pass
+            loss.backward(inputs=self._own)  # not those of the modules that it reads
         if self._averaging is None:
             self._reduce(gradient)
         elif self._over_ranks == "sum":
@@ -149,15 +150,15 @@ class GradientStep:
         norm = torch.linalg.vector_norm(gradient)
         gradient.mul_(self._shrink(norm))
         self._adam.step()
-        self._sums[:-1] += metrics
-        self._sums[-1] += norm
+        self.sums[:-1] += metrics
+        self.sums[-1] += norm
         if self.extra is not None:
             self.extra.copy_(extra[0].detach())
 
     # ------------------------------------------------------------ compiled
 
     def _compile(self) -> Callable[..., None]:
-        flat, gradient, state, sums = self._flat.detach(), self._gradient, self._state, self._sums
+        flat, gradient, state, sums = self._flat.detach(), self._gradient, self._state, self.sums
         learning_rate = self.learning_rate
         named = named_tensors(self._with_loss)
         trained = {id(self._module.get_parameter(name)): name for name in self._names}
@@ -214,9 +215,17 @@ class GradientStep:
         def in_two(*inputs: Tree) -> None:
             first(gradient, flat, fixed, sums, self.extra, inputs)
             self._reduce(gradient)
-            second(flat, sums, state, learning_rate, gradient)
+            try:
+                second(flat, sums, state, learning_rate, gradient)
+            except CompileError as error:  # the exchange must not be made again
+                self._give_up_compiling(error)
+                apply(flat, sums, state, learning_rate, gradient)
 
         return in_two
+
+    def _give_up_compiling(self, error: CompileError) -> None:
+        self._compiled = None
+        _log.warning("the update cannot be compiled and runs eagerly (compile='off' is quiet): %s", error)
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         """The sum or mean over ranks, in place."""

@@ -17,8 +17,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import inspect
+import logging
 import os
 import pickle
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,12 +30,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.distributed.watch import RankError, RankWatch
 
+_log = logging.getLogger("rlsurreal")
 _LOOK_S = 1.0
+_NOTICE_S = 10.0  # without the others at the start, until it is said
+_GREET_S = 0.05
 _END_S = 5.0  # for a process to end after its process group has broken
 _MARGIN_S = 60.0  # by which the watch, which can say more, is ahead of the process group's own limit
 
@@ -96,19 +103,26 @@ class GroupRanks(Ranks):
         if tensor is not None and tensor.device.type == "cuda":
             start().wait()  # the stream waits, not this process; NCCL has a watch of its own
             return
+        with self.waiting():
+            self.watch.check()
+            work = start()
+            while not work.is_completed():
+                with contextlib.suppress(RuntimeError):  # the second is over; or it has failed, as will be seen below
+                    work.wait(timedelta(seconds=_LOOK_S))
+                if not work.is_completed():
+                    self.watch.check()
+            work.wait()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """See `Ranks.waiting`."""
         with self.watch.waiting():
             try:
-                work = start()
-                while not work.is_completed():
-                    try:
-                        work.wait(timedelta(seconds=_LOOK_S))
-                    except RuntimeError:
-                        if work.is_completed():
-                            raise
-                        self.watch.check()
-                work.wait()
-            except RuntimeError as error:
-                if isinstance(error, RankError):
+                yield
+            except RankError:
+                raise
+            except RuntimeError as error:  # Gloo's, of a connection that has broken: why, the watch may know
+                if "gloo" not in str(error).lower() and "connection" not in str(error).lower():
                     raise
                 raise self.watch.cause(f"the connection to another rank has broken ({error})") from error
 
@@ -139,10 +153,16 @@ def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
         return
     index, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if cuda:
-        torch.cuda.set_device(local_place()[0])
+        own, found = local_place()[0], torch.cuda.device_count()
+        if own >= found:
+            raise ValueError(
+                f"this machine has {found} GPUs for rank {own} of those on it; start as many as it has GPUs"
+            )
+        torch.cuda.set_device(own)
     limit = timedelta(seconds=timeout_s + _MARGIN_S)
     store, _, _ = next(iter(rendezvous("env://", index, count, timeout=limit)))
     store.set_timeout(limit)
+    store = _session(store, index, count, timeout_s)
     watch = RankWatch(store.clone(), index, count, timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=index, world_size=count, timeout=limit
@@ -159,6 +179,43 @@ def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
         raise
     watch.close()
     dist.destroy_process_group()
+
+
+def _session(store: Any, index: int, count: int, timeout_s: float) -> Any:
+    """A part of the store for these very processes.
+
+    Agents keep one store for all attempts, in which the addresses of the dead still stand.  So the first rank opens a
+    session under a name that never was, hands the name to whoever greets it, also to those long gone, and waits until
+    so many as there are have come.
+
+    Raises:
+        RankError: somebody has not come in time.
+    """
+    own, greetings = uuid.uuid4().hex, [f"rlsurreal/hello/{i}" for i in range(count)]
+    deadline, notice = time.monotonic() + timeout_s, time.monotonic() + _NOTICE_S
+    if index != 0:
+        store.set(greetings[index], own)
+    welcomed: dict[int, bytes] = {}
+    while True:
+        if index != 0 and store.check([f"rlsurreal/welcome/{own}"]):
+            session = store.get(f"rlsurreal/welcome/{own}").decode()
+            store.add(f"{session}/arrived", 1)
+            break
+        if index == 0 and store.add(f"{own}/arrived", 0) == count - 1:
+            session = own
+            break
+        for i in range(1, count) if index == 0 else ():
+            if store.check([greetings[i]]) and (hello := store.get(greetings[i])) != welcomed.get(i):
+                welcomed[i] = hello
+                store.set(f"rlsurreal/welcome/{hello.decode()}", own)
+        late = [i for i in range(1, count) if i not in welcomed] if index == 0 else [0]
+        if time.monotonic() > deadline:
+            raise RankError(f"rank {index} of {count} has met nobody for {timeout_s:.0f} s; not seen: {late or 'some'}")
+        if time.monotonic() > notice:
+            _log.warning("rank %d waits for the others to start; not seen yet: %s", index, late or "some")
+            notice = time.monotonic() + 2 * _NOTICE_S
+        time.sleep(_GREET_S)
+    return PrefixStore(session, store)
 
 
 def _to_bytes(value: Any) -> Tensor:

@@ -6,6 +6,7 @@ methods in the same order.  `rlsurreal.distributed.group` has the ranks of a pro
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,10 @@ class Ranks:
     def share(self, value: Any = None) -> Any:
         """What the first rank has handed in, on every rank."""
         return self.scatter([value] * self.count if self.is_first else [])
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """In here something that does not know of ranks may wait for others: RankError if one has failed."""
+        return contextlib.nullcontext()
 
     def average_gradients(self, module: nn.Module) -> nn.Module | None:
         """``module``, whose gradients backward passes will average over ranks.

@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 _LOOK_S = 1.0
+_SAVE_S = 120  # for ranks that are told to stop
 _TASK, _RESULT = "task", "result"
 
 
@@ -47,27 +48,30 @@ def start_ranks(count: int, function: Callable[..., Result], *args: Any) -> Resu
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         command += ["-m", __name__, folder, str(os.getpid())]
         paths = os.pathsep.join(map(str, sys.path))
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths}
+        defaults = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SAVE_S)}
+        environment = {**defaults, **os.environ, "PYTHONPATH": paths}
         # In a session of its own: a terminal's Ctrl-C comes once, through this process.
         process = subprocess.Popen(command, env=environment, start_new_session=True)
-        status = _wait(process)
+        status, is_told_to_stop = _wait(process)
         result = Path(folder) / _RESULT
-        if status != 0 and not result.exists():
+        if status != 0 and not (is_told_to_stop and result.exists()):  # torchrun fails if it is told to stop
             raise ChildError(f"one of {count} ranks has failed (exit status {status}); what it said is above")
         found: Result = cloudpickle.loads(result.read_bytes())
         return found
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit status; signals are passed on, for ranks to save and leave."""
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """The exit status, and whether a signal was passed on, for ranks to save and leave."""
+    told = []
 
     def forward(number: int, frame: Any) -> None:
+        told.append(number)
         process.send_signal(number)
 
     in_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, forward) for number in _FORWARDED} if in_main else {}
     try:
-        return process.wait()
+        return process.wait(), bool(told)
     except BaseException:
         process.send_signal(signal.SIGTERM)
         process.wait()

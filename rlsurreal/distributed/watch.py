@@ -38,6 +38,7 @@ _LATE_S = 10.0  # first notice of a rank that keeps others waiting; the next aft
 _STACK_S = 5.0  # a rank that has met no other for so long says where it is
 _LEAVE_S = 5.0  # for the main thread to end after a failure was found
 _SAVE_S = 60.0  # the same for the first rank, which saves what was learned
+_CLOCK_S = 2.0  # by which the time of a process's start may seem to move
 _VERDICT = "rlsurreal/verdict"
 
 
@@ -172,7 +173,9 @@ class RankWatch:
         else:
             verdict, first = self._get([_VERDICT, self._key(0)])
             failure, notice = json.loads(verdict)["failure"], json.loads(verdict)["notice"]
-            failure = failure or self._judge.lost(0, Sign(**json.loads(first)))
+            judge = Sign(**json.loads(first))  # which says no more about itself
+            said = f"{_name(0, judge)} failed:\n\n{judge.words}" if judge.words else ""
+            failure = said or failure or sign.found or self._judge.lost(0, judge)
         if failure:
             self._fail(failure)
         elif notice and notice != self._noticed:
@@ -191,7 +194,7 @@ class RankWatch:
             if i != self._index and sign.host == self._sign.host:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process = psutil.Process(sign.pid)
-                    if process.create_time() == sign.born:
+                    if abs(process.create_time() - sign.born) < _CLOCK_S:
                         found[i] = process
         return found
 

@@ -105,8 +105,9 @@ class Checkpoints:
                 f"the agent's parameters are not finite (NaN or infinity) after {counter.env_steps} environment steps; "
                 "the checkpoint before is kept"
             )
+        state = {**self._state(in_peace), "saved_at": counter.env_steps}
+        self._write(checkpoint_path(self._folder, counter.env_steps), state)
         self._saved_at, self._saved_seconds = counter.env_steps, counter.common_seconds
-        self._write(checkpoint_path(self._folder, counter.env_steps), self._state(in_peace))
         if self._policy.keep == "last" and self._ranks.is_first:
             prune_checkpoints(self._folder, 1, self._policy.keep_every_steps)
 
@@ -127,7 +128,9 @@ class Checkpoints:
                 state[name] = part.get_state(exact=False)
                 if in_peace:
                     own[name] = part.get_state()
-        state["ranks"] = self._ranks.gather(own) if in_peace else [own] + [None] * (self._ranks.count - 1)
+        count = self._ranks.count
+        # Of several ranks, all go on with what is their own, or none: replays and their limiters must agree.
+        state["ranks"] = self._ranks.gather(own) if in_peace or count == 1 else [None] * count
         return state
 
     def restore(self, state: dict[str, Any] | None) -> bool:

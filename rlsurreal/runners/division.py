@@ -24,7 +24,7 @@ def divide(algo: Algorithm, sampler: Sampler, ranks: Ranks, scaling: Scaling) ->
         return algo, sampler
     batch = divided_batch(sampler.batch, ranks, scaling)
     own = sampler.divided(batch, divided_evaluation(sampler.evaluation, ranks))
-    return algo.divided(ranks.count) if scaling == "strong" else algo, own
+    return algo.divided(ranks, scaling), own
 
 
 def divided_batch(batch: BatchSpec, ranks: Ranks, scaling: Scaling) -> BatchSpec:

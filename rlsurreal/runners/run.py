@@ -166,7 +166,11 @@ class Run:
     def _device(self) -> str:
         """With several ranks on a machine each has a GPU of its own, which `rlsurreal.distributed.group` has set."""
         device = self._trainer.device
-        return f"cuda:{torch.cuda.current_device()}" if device == "cuda" and self._ranks.count > 1 else device
+        if self._ranks.count == 1 or not device.startswith("cuda"):
+            return device
+        if device != "cuda":
+            raise ValueError(f"device is {device!r}; with several ranks each has a GPU of its own: make it 'cuda'")
+        return f"cuda:{torch.cuda.current_device()}"
 
     def _observers(self, logger: MetricLogger | None, saved: dict[str, Any] | None) -> Observers:
         """All observers, and everything continued from ``saved``."""

@@ -253,7 +253,8 @@ class Actor:
 
     def get_state(self) -> dict[str, Any]:
         """What must be kept to continue bit for bit; random streams need their position only."""
-        return {"state": tree_map(torch.clone, self.state), "num_slots_begun": self.num_slots_begun}
+        state = tree_map(lambda s: s.to("cpu", copy=True), self.state)  # it may be loaded where this device is not
+        return {"state": state, "num_slots_begun": self.num_slots_begun}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from `get_state`."""

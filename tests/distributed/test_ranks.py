@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import torch
 
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.testing.ranks import run_ranks
-from tests.torchrun import run_script
+from tests.torchrun import environment, run_script, torchrun
 
 EXCHANGE = """
 import torch
@@ -99,6 +101,32 @@ def test_steps_of_two_processes_are_those_of_one_with_all_rows(tmp_path):
     done = run_script(tmp_path, STEPS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal") == 2
+
+
+AGAIN = """
+import os, time
+import torch
+from rlsurreal.distributed.group import join
+
+attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+if attempt and rank == attempt % 2:
+    time.sleep(1.0)  # later than the other, who may meet what is left of those before
+for _ in range(2):
+    with join(30) as ranks:
+        assert ranks.sum(torch.ones(1)).item() == 2
+if attempt < 2:
+    raise RuntimeError("again")
+print("met", flush=True)
+"""
+
+
+@pytest.mark.processes
+def test_restarted_ranks_meet_each_other_and_not_the_dead(tmp_path):
+    (tmp_path / "script.py").write_text(AGAIN)
+    command = torchrun("--max-restarts", "2", str(tmp_path / "script.py"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("met") == 2
 
 
 def test_two_threads_agree():

@@ -108,7 +108,6 @@ def hosts_of(kind: str, folder: Path) -> Iterator[Hosts]:
         addresses = list(ADDRESSES) if kind == "namespaces" else ["127.0.0.1"] * 2
         hosts = Hosts(folder, prefixes, addresses, links)
         stack.callback(hosts.close)
-        hosts.links = links  # type: ignore[attr-defined]
         yield hosts
 
 

@@ -34,6 +34,7 @@ from rlsurreal.recipes import RECIPES
 from rlsurreal.utils import config
 
 recipe, folder, trouble, *words = sys.argv[1:]
+trouble, _, troubled_rank = trouble.partition("@")
 
 class Troubled(gym.Wrapper):
     steps = 0
@@ -43,7 +44,8 @@ class Troubled(gym.Wrapper):
             print("cpus of a rank:", sorted(os.sched_getaffinity(0)), flush=True)
         type(self).steps += 1
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-        if trouble and type(self).steps == 600 and os.environ.get("RANK") == "1" and restarts < 2:
+        is_here = os.environ.get("RANK") == (troubled_rank or "1")
+        if trouble and type(self).steps == 600 and is_here and restarts < 2:
             if trouble == "raise":
                 raise RuntimeError("the simulator is broken")
             if trouble == "hang":
@@ -164,6 +166,44 @@ def test_a_failure_on_one_rank_is_told_by_all_and_what_was_learned_is_saved(scri
     assert 0 < state["counter"]["env_steps"] < 1300 and state["ranks"][1] is None
     again = train(script, "ppo_cartpole", "run", *PPO, *IN_RANKS, "total_env_steps=2000")
     assert again.returncode == 0 and checkpoint(again.folder)["counter"]["env_steps"] >= 2000
+
+
+@pytest.mark.processes
+def test_the_others_are_told_what_happened_to_the_first(script):
+    done = train(script, "ppo_cartpole", "run", *PPO, *IN_RANKS, "total_env_steps=100000", trouble="raise@0")
+    assert done.returncode != 0
+    assert re.search(r"rank1\]: \S+RankError: rank 0 on host \S+ \(pid \d+\) failed:", done.stderr)
+
+
+@pytest.mark.processes
+def test_a_run_with_its_replay_goes_on_after_a_failure(script):
+    words = [*DQN, *IN_RANKS, "algo.save_replay=true"]
+    done = train(script, "dqn_cartpole", "run", *words, "total_env_steps=100000", trouble="raise@0")
+    assert done.returncode != 0
+    before = checkpoint(done.folder)["counter"]["env_steps"]
+    again = train(script, "dqn_cartpole", "run", *words, f"total_env_steps={before + 500}")
+    assert again.returncode == 0, again.stderr
+    assert checkpoint(again.folder)["counter"]["env_steps"] >= before + 500
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "recipe, words",
+    [
+        ("ppo_cartpole", [*PPO, "agent.model.kwargs.recurrent=lstm", "scaling=weak"]),
+        ("ppo_cartpole", [*PPO, "agent.model.kwargs.recurrent=lstm", "sampler.batch.num_envs=3"]),
+        ("dqn_cartpole", [*DQN, "sampler.batch.num_envs=3", "algo.replay.storage.file=STORED"]),
+    ],
+)
+def test_uneven_recurrent_weak_and_stored_ranks_train(script, recipe, words):
+    words = [word.replace("STORED", str(script.parent / "stored")) for word in words]
+    if "sampler.batch.num_envs=3" in words:
+        words.remove("sampler.batch.num_envs=4")
+    done = train(script, recipe, "run", *words, *IN_RANKS, "total_env_steps=800")
+    assert done.returncode == 0, done.stderr
+    assert checkpoint(done.folder)["counter"]["env_steps"] >= 800
+    if recipe == "dqn_cartpole":
+        assert sorted(path.name for path in script.parent.glob("stored*")) == ["stored.rank0", "stored.rank1"]
 
 
 @pytest.mark.processes

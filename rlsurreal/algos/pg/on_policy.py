@@ -193,7 +193,7 @@ class OnPolicy:
             metrics["reward/scale"] = self._scaler.scale
         return metrics
 
-    def divided(self, count: int) -> Self:
+    def divided(self, ranks: Ranks, scaling: Literal["strong", "weak"]) -> Self:
         """Itself: minibatches are parts of the slot, which is divided."""
         return self
 

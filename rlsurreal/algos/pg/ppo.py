@@ -121,7 +121,9 @@ class PPO(OnPolicy):
         """Every row once.  Means over the minibatches, in the order of `METRICS`."""
         data = rows_of(rollout) if rollout.state is None else sequences_of(rollout)
         num_items = len(data.valid)
-        num_minibatches = min(self.num_minibatches, num_items)
+        whole, count = self._batch.total_envs or self._batch.num_envs, self._ranks.count
+        least = num_items // self._batch.num_envs * (whole // count)  # of any rank: all make as many steps
+        num_minibatches = min(self.num_minibatches, least)
         plan = minibatch_indices(num_items, num_minibatches, self._generator, self._agent.device)
         data, counts = self._for_steps(data, plan)
         for index, num_valid in zip(plan, counts):

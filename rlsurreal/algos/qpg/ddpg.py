@@ -117,6 +117,21 @@ class DDPG(OffPolicy):
             metrics["exploration/parameter_std"] = self._agent.module.parameter_std.clone()
         return metrics
 
+    def state_dict(self) -> dict[str, Any]:
+        """See `OffPolicy.state_dict`: each rank explores with a noise of its own."""
+        state = super().state_dict()
+        if self._agent.parameter_noise is not None:
+            explorer = self._agent.module.explorer.state_dict()
+            state["own"]["explorer"] = {name: tensor.clone() for name, tensor in explorer.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
+        if state["own"] is not None and "explorer" in state["own"]:
+            self._agent.module.explorer.load_state_dict(state["own"]["explorer"])
+            self._agent.publish(self._agent.version)
+
     def _critic_loss(self, batch: Transitions, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, metrics in the order of `CRITIC_METRICS` (the gradient's norm is added later), and priorities."""
         with torch.no_grad():
