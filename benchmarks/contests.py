@@ -73,7 +73,7 @@ def peer_entry(peer: str, settings: Settings, variant: str = "") -> Entry:
 
 def _can_run(name: str, own: Settings) -> bool:
     """Whether what a variant of ours needs is installed; says so if not."""
-    missing = own["sampler"] == "envpool" and importlib.util.find_spec("envpool") is None
+    missing = own["sampler"].startswith("envpool") and importlib.util.find_spec("envpool") is None
     if missing:
         print(f"left out: rlsurreal, {name}, for EnvPool is not installed", flush=True)
     return not missing

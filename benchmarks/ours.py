@@ -24,7 +24,7 @@ from rlsurreal.algos import DQN, PPO, SAC
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
 from rlsurreal.models import ActorCritic, CriticEnsemble, StochasticPolicy
 from rlsurreal.replays import FrameStorage, Replay, ReplayRatio
-from rlsurreal.samplers import InferenceServer, ParallelSampler, SerialSampler
+from rlsurreal.samplers import AsyncSampler, InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 
 
@@ -32,10 +32,13 @@ def make_sampler(settings: Settings) -> Any:
     """The sampler that ``settings["sampler"]`` names."""
     batch = BatchSpec(settings["num_steps"], settings["num_envs"])
     how, env_id = settings["sampler"], settings["env_id"]
-    if how == "envpool":
+    if how in ("envpool", "envpool, asynchronous"):
         atari = {"episodic_life": True, "reward_clip": True}
         task_id, kwargs = ("Pong-v5", atari) if env_id == "Pong" else (env_id, {})
-        return SerialSampler(env=EnvPoolEnv(task_id=task_id, kwargs=kwargs), batch=batch)
+        engine = EnvPoolEnv(task_id=task_id, kwargs=kwargs)
+        if how == "envpool":
+            return SerialSampler(env=engine, batch=batch)
+        return AsyncSampler(env=engine, batch=batch, num_ready=batch.num_envs // 2)
     env = make_python_env(env_id)
     if how in ("served", "served in two groups"):
         schedule: Any = "lock_step" if how == "served" else "alternating"

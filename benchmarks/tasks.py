@@ -83,7 +83,10 @@ TRAIN: dict[str, Task] = {
     "W1c": Task(
         "W1c PPO HalfCheetah-v5, 64x64, 4 epochs, 4 of 1,024",
         _ppo("HalfCheetah-v5", 64, 64, 4, 1024),
-        {name: {**own, "num_threads": 2} for name, own in _MUJOCO_OURS.items()},
+        {
+            name: {**own, "num_threads": 2}
+            for name, own in {**_MUJOCO_OURS, "EnvPool, asynchronous": {"sampler": "envpool, asynchronous"}}.items()
+        },
         {**_SERIAL, "torchrl": {"vector": "processes", "num_workers": 2}},
         is_quick=True,
     ),
