@@ -155,7 +155,8 @@ def test_an_interval_that_was_saved_already_is_not_saved_again(tmp_path):
         trainer(tmp_path, SerialSampler(env=FAILING, batch=BATCH), checkpoints=policy).train()
     checkpoints = list_checkpoints(tmp_path / "run_0" / "checkpoints")
     assert len(checkpoints) == 2
-    assert load_checkpoint(checkpoints[-1][1])["sampler"].keys() > {"generation"}, "the whole one must stay"
+    saved = load_checkpoint(checkpoints[-1][1])["ranks"][0]["sampler"]
+    assert saved.keys() > {"generation"}, "the whole one must stay"
 
 
 @pytest.mark.parametrize("policy", [CheckpointPolicy(keep="none"), CheckpointPolicy()])
