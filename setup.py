@@ -48,6 +48,12 @@ setup(
         "kubernetes": kubernetes,
         "skypilot": skypilot,
         "video": video,
-        "dev": atari + [f"{name}; python_version >= '3.11'" for name in envpool] + minatar + plot + video + kubernetes + test,
+        "dev": atari
+        + [f"{name}; python_version >= '3.11'" for name in envpool]
+        + minatar
+        + plot
+        + video
+        + kubernetes
+        + test,
     },
 )
