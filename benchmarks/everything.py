@@ -1,4 +1,4 @@
-"""All benchmarks but `learning`.  Can be stopped at any time, and goes on where it was.
+"""All benchmarks but `learning` and `scaling`.  Can be stopped at any time, and goes on where it was.
 
 Every finished part is kept in --results; the same command skips what is there.  Remove the folder, or single files in
 it, to measure again.
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import memory, options, replay, sampling, serving, time_to_return, train, update
+from benchmarks import memory, options, ranks, replay, sampling, serving, time_to_return, train, update
 from benchmarks.contests import Plan
 from benchmarks.rows import Row, describe_machine, from_json, to_json, write
 from benchmarks.tasks import RETURN, TRAIN, UPDATE, Task
@@ -61,6 +61,7 @@ def parts(plan: Plan, quick: bool) -> dict[str, Callable[[], list[Row]]]:
     }
     if not quick:
         made["replay"] = lambda: replay.run_tasks(list(replay.TASKS), plan)
+        made["ranks"] = lambda: _kept(plan, "ranks-rows", lambda: ranks.run_rounds(list(ranks.NETWORKS)))
         made["serving"] = lambda: _kept(plan, "serving-rows", lambda: serving.run_rounds(plan.device))
         made["time to return"] = lambda: time_to_return.run_tasks(list(RETURN), plan)
     return made

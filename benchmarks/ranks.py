@@ -52,12 +52,16 @@ def run(args: argparse.Namespace) -> list[Row]:
         args.networks, [str(i) for i in range(len(names))], ["0"] if args.quick else None, "--networks"
     )
     rounds, seconds = (3, 2.0) if args.quick else (args.rounds, args.seconds)
-    chosen = [names[int(number)] for number in numbers]
+    return run_rounds([names[int(number)] for number in numbers], args.ranks, rounds, seconds)
+
+
+def run_rounds(chosen: Sequence[str], count: int = 2, rounds: int = 5, seconds: float = 8.0) -> list[Row]:
+    """The exchange of the chosen networks, then training."""
     progress = Progress((4 * len(chosen) + 2) * (_START_S + rounds * seconds))
     rows = []
     for name in chosen:
-        rows += _exchange(name, args.ranks, rounds, seconds, progress)
-    return rows + _weak_scaling(args.ranks, rounds, seconds, progress)
+        rows += _exchange(name, count, rounds, seconds, progress)
+    return rows + _weak_scaling(count, rounds, seconds, progress)
 
 
 def _exchange(name: str, count: int, rounds: int, seconds: float, progress: Progress) -> list[Row]:

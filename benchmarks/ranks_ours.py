@@ -23,7 +23,7 @@ from benchmarks.peers.gate import Gate
 from benchmarks.tasks import Settings
 from rlsurreal.distributed.group import join
 from rlsurreal.distributed.ranks import Ranks
-from rlsurreal.utils.affinity import pin, usable_cpus
+from rlsurreal.utils.affinity import one_per_core, pin, usable_cpus
 
 _PATIENCE_S = 3600.0  # between turns
 
@@ -107,7 +107,7 @@ def main() -> None:
     if settings["ranks"] > 1 and "IS_OTHER" not in os.environ:
         start_others(settings["ranks"])
     with join(_PATIENCE_S) as ranks:
-        cpus = usable_cpus()
+        cpus = one_per_core(usable_cpus())
         pin([cpus[ranks.index % len(cpus)]])
         torch.set_num_threads(1)
         {"train": train, "update": update}[settings["what"]](settings, ranks)

@@ -26,8 +26,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rlsurreal.utils.os_signals import handled
 
 from .job import MARGIN_S, Job, agent_command
 from .tools import check_syntax
@@ -109,7 +111,7 @@ def run(started: Mapping[str, Sequence[str]], grace_s: int) -> int:
     """
     events: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()  # (host or "", status or signal)
     width = max(map(len, started))
-    with _signals_as_events(events):
+    with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number: events.put(("", number))):
         processes: dict[str, subprocess.Popen[bytes]] = {}
         try:
             for host, words in started.items():
@@ -178,20 +180,6 @@ def _relay(host: str, width: int, process: subprocess.Popen[bytes], events: Any)
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             events.put(("", signal.SIGPIPE))
     events.put((host, process.wait()))
-
-
-@contextlib.contextmanager
-def _signals_as_events(events: Any) -> Iterator[None]:
-    previous = {
-        number: signal.signal(number, lambda number, _: events.put(("", number)))
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _kill(processes: Any) -> None:

@@ -18,7 +18,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from rlsurreal.utils.os_signals import handled
 
 from .run import OUTPUT, Run
 from .screen import Failure, Row, Screen, View, format_duration, format_value
@@ -47,7 +48,7 @@ class Scheduler:
 
     def work(self) -> int | None:
         """Until all runs have ended; the signal that stopped it before, or None."""
-        with self._signals():
+        with handled(_SIGNALS, self._received.append):
             try:
                 while self._running() or (not self._received and self._in("waiting")):
                     self._obey()
@@ -114,19 +115,6 @@ class Scheduler:
                 else:
                     run.kill()
             self._obeyed += 1
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        previous: dict[int, Any] = {
-            number: signal.signal(number, lambda number, _: self._received.append(number))
-            for number in _SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
-        }
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     # ------------------------------------------------------------ what it shows
 

@@ -28,6 +28,7 @@ import psutil
 
 from rlsurreal.distributed.processes import ChildError
 from rlsurreal.distributed.watch import has_ended
+from rlsurreal.utils.os_signals import handled
 
 Result = TypeVar("Result")
 
@@ -64,21 +65,17 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
     """The exit status, and whether a signal was passed on, for ranks to save and leave."""
     told = []
 
-    def forward(number: int, frame: Any) -> None:
+    def forward(number: int) -> None:
         told.append(number)
         process.send_signal(number)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, forward) for number in _FORWARDED} if in_main else {}
-    try:
-        return process.wait(), bool(told)
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(_FORWARDED, forward, even_ignored=True):
+        try:
+            return process.wait(), bool(told)
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
 
 
 def _run_rank(folder: Path, starter: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
+
+from rlsurreal.utils.os_signals import handled
 
 _log = logging.getLogger(__name__)
 
@@ -19,15 +19,13 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._previous: dict[int, Any] = {}
+        self._handling = handled((signal.SIGINT, signal.SIGTERM), self._handle, even_ignored=True)
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        self._handling.__enter__()
         return self
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
@@ -37,5 +35,4 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(kind, error, trace)

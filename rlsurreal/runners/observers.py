@@ -126,16 +126,16 @@ class MetricLog(_Watching):
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Take in the games that ended, and log if it is time."""
         self._ended += [(counter.iterations, info) for info in self._sampler.pop_trajectories()]
-        if self._ranks.count == 1:
-            self.collect(counter)
+        due = is_due(counter, self._logged_at, self._interval_steps)
+        if due or self._ranks.count == 1:
+            self._collect(counter)
         if self._agent.device.type == "cpu":
             self._check_finite(metrics, counter)  # on an accelerator this would wait for it: there at log time
         self._metrics |= metrics
-        if is_due(counter, self._logged_at, self._interval_steps):
-            self.collect(counter)
+        if due:
             self._write(counter, samples)
 
-    def collect(self, counter: Counter) -> None:
+    def _collect(self, counter: Counter) -> None:
         """Take in the games of all ranks, on the first one, in their order."""
         every = self._ranks.gather(self._ended)
         ended = sorted((entry for own in every for entry in own), key=lambda entry: entry[0])
