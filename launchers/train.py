@@ -64,7 +64,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="folder of this run: begun there, or continued if it has a checkpoint, so that the same command goes on "
         "after whatever has happened (default: a new folder under the recipe's root)",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # settings may stand behind options, too
     if args.resume and args.folder:
         parser.error("--resume and --folder name a folder each; --folder alone continues the run that is there")
     if args.resume and args.recipe:  # without a recipe the first override stands in its place

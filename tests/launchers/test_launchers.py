@@ -66,6 +66,11 @@ def test_print_config_shows_overrides():
         assert line in output.splitlines(), output
 
 
+def test_settings_may_stand_behind_options():
+    output = run("train.py", "debug", "seed=3", "--print-config", "algo.num_epochs=7")
+    assert "algo.num_epochs=7" in output and "seed=3" in output
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
