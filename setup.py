@@ -18,7 +18,7 @@ plot = ["matplotlib"]
 kubernetes = ["kubernetes-validate"]  # checks what launchers/submit.py would submit
 skypilot = ["skypilot"]  # its own demands are narrow: better in an environment of its own, with `sky` on the PATH
 video = ["imageio[ffmpeg]"]
-test = ["pytest", "pytest-timeout", "ruff", "mypy", "psutil", "types-psutil"]
+test = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "psutil", "types-psutil"]
 
 setup(
     name="rlsurreal",

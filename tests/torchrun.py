@@ -18,8 +18,8 @@ def torchrun(*words: str, num_ranks: int = 2) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Where this very package is found, on one thread."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    """Where this very package is found, on one thread; a crash says where."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **more}
 
 
 def run_script(folder: Path, text: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:

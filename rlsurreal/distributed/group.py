@@ -171,8 +171,10 @@ def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
     try:
         yield GroupRanks(index, count, watch)
     except BaseException as error:
-        watch.say_last_words(error)
-        watch.close()
+        try:
+            watch.say_last_words(error)
+        finally:
+            watch.close()
         if isinstance(error, RankError):
             # Gloo's threads wait for ranks that never come, and Python's end would wait for these threads.
             faulthandler.dump_traceback_later(_END_S, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115

@@ -85,7 +85,8 @@ class RankWatch:
         self._failed_at: float | None = None
         self._closing = threading.Event()
         self._main = threading.get_ident()
-        self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
+        # No daemon: Python's end would tear a call of the store apart, which aborts the process.
+        self._thread = threading.Thread(target=self._run, name="rank watch")
         self._store.set(self._key(index), json.dumps(asdict(self._sign)))
         if index == 0:
             self._store.set(_VERDICT, json.dumps({"failure": "", "notice": ""}))

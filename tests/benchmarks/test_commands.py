@@ -101,7 +101,7 @@ def test_all_measures_everything_and_quick_a_part(tmp_path):
     plan = Plan(1, 1.0, "cpu", [], tmp_path)
     quick = ["memory", "update", "train", "sampling"]
     assert list(everything.parts(plan, quick=True)) == quick
-    assert list(everything.parts(plan, quick=False)) == [*quick, "replay", "serving", "time to return"]
+    assert list(everything.parts(plan, quick=False)) == [*quick, "replay", "ranks", "serving", "time to return"]
 
 
 def test_parts_of_one_table_are_measured_in_one_way(tmp_path):

@@ -28,7 +28,8 @@ SCRIPT = (
     + """
 from rlsurreal.distributed.group import join
 with join() as ranks:
-    print(ranks.index, exchange(ranks), flush=True)
+    line = f"{ranks.index} {exchange(ranks)}\\n"
+    print(line, end="", flush=True)  # in one piece
 """
 )
 
