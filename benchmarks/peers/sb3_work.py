@@ -29,13 +29,15 @@ def make_envs(settings: dict[str, Any]) -> Any:
 
 def make_replayed(cls: Any, settings: dict[str, Any]) -> Any:
     """SAC or DQN with the settings, by Stable-Baselines3's names."""
-    own: dict[str, Any] = {"policy_kwargs": {"net_arch": settings["hidden_sizes"]}, "tau": settings["tau"]}
+    own: dict[str, Any]
     if settings["algo"] == "dqn":
         own = {
             "exploration_fraction": 1e-9,
             "exploration_final_eps": settings["epsilon"],
             "target_update_interval": settings["target_interval"] * settings["num_steps"],  # they count steps
         }
+    else:
+        own = {"policy_kwargs": {"net_arch": settings["hidden_sizes"]}, "tau": settings["tau"]}
     if settings["algo"] == "td3":
         six = np.ones(6)  # HalfCheetah's joints
         own["action_noise"] = NormalActionNoise(0 * six, settings["action_noise"] * six)
