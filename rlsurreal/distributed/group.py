@@ -8,13 +8,15 @@
     `_wait`            -                    -                  the other ranks        their arrival; a failure that the
                                                                in a collective        watch has found; the time limit
 
-Collectives between CPU tensors run in Gloo, those between CUDA tensors in NCCL.  A rank that waits looks up every
-second, so that a failure anywhere is an exception here, with the failed rank's own traceback.
+Collectives between CPU tensors run in Gloo, sums over the ranks of one machine in memory that these share
+(`rlsurreal.distributed.reduction`), collectives between CUDA tensors in NCCL.  A rank that waits looks up every second,
+so that a failure anywhere is an exception here, with the failed rank's own traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import inspect
 import logging
@@ -33,7 +35,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from rlsurreal.distributed.ranks import ALONE, Ranks
+from rlsurreal.distributed.ranks import ALONE, Operation, Ranks
+from rlsurreal.distributed.reduction import SharedReduction, share_memory
 from rlsurreal.distributed.watch import RankError, RankWatch
 
 _log = logging.getLogger("rlsurreal")
@@ -49,6 +52,7 @@ class GroupRanks(Ranks):
     """One rank of a process group."""
 
     watch: Any = None  # RankWatch
+    shared: SharedReduction | None = None  # of ranks that are all on one machine
 
     def gather(self, value: Any) -> list[Any]:
         """See `Ranks.gather`."""
@@ -90,8 +94,13 @@ class GroupRanks(Ranks):
         # Static: which parameters a loss touches is found out once, not in every step.
         return wrap(module, static_graph=True, **options)
 
-    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
-        self._wait(lambda: dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), async_op=True), tensor)
+    def _reduce(self, tensor: Tensor, operation: Operation) -> Tensor:
+        if self.shared is not None and tensor.device.type == "cpu":
+            with self.waiting():
+                self.watch.check()
+                self.shared(tensor, operation, self.watch.check)
+        else:
+            self._wait(lambda: dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), async_op=True), tensor)
         return tensor
 
     def _wait(self, start: Any, tensor: Tensor | None = None) -> None:
@@ -169,7 +178,8 @@ def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
     )  # when this returns, all ranks are there, with a sign of theirs
     watch.start()
     try:
-        yield GroupRanks(index, count, watch)
+        ranks = GroupRanks(index, count, watch)
+        yield dataclasses.replace(ranks, shared=share_memory(ranks))
     except BaseException as error:
         try:
             watch.say_last_words(error)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from rlsurreal.utils.seeding import derive_seed
+
+Operation = Literal["SUM", "MAX"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Ranks:
         """
         return None
 
-    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+    def _reduce(self, tensor: Tensor, operation: Operation) -> Tensor:
         return tensor
 
 

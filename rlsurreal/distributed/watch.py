@@ -212,11 +212,15 @@ class RankWatch:
             self._failure, self._failed_at = failure, time.monotonic()
 
     def _leave_if_stuck(self) -> None:
-        """The main thread is told by `check`; where it waits elsewhere (for a device), it never asks."""
-        limit = _SAVE_S if self._index == 0 else _LEAVE_S
+        """The main thread is told by `check`; where it waits elsewhere, it never asks.
+
+        For a device, say; or in a backward pass, for the connection to a host that has gone without a word.
+        """
+        saves = self._index == 0 and self._waits_since is None
+        limit = _SAVE_S if saves else _LEAVE_S
         is_late = self._failed_at is not None and time.monotonic() - self._failed_at > limit
         if is_late and not self._closing.is_set():
-            sys.stderr.write(f"rank {self._index} ends: {self._failure}\n")
+            sys.stderr.write(f"rank {self._index} ends: RankError: {self._failure}\n")
             sys.stderr.flush()
             os._exit(1)
 

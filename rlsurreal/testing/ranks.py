@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rlsurreal.distributed.ranks import Ranks
+from rlsurreal.distributed.ranks import Operation, Ranks
 
 Result = TypeVar("Result")
 
@@ -71,6 +71,6 @@ class _ThreadRanks(Ranks):
         meeting: _Meeting = self._meeting  # type: ignore[attr-defined]
         return meeting.exchange(self.index, value)
 
-    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+    def _reduce(self, tensor: Tensor, operation: Operation) -> Tensor:
         every = torch.stack(self._exchange(tensor.clone()))
         return tensor.copy_(every.sum(0) if operation == "SUM" else every.amax(0))
