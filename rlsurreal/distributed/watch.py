@@ -7,6 +7,7 @@
     loop               consumes              produces               waits for            is unblocked by
     watch, first rank  signs of all ranks    the verdict            a second             `close`
     watch, others      verdict, its sign     its own sign           a second             `close`
+    guard              what is found         the process's end      a second             `close`
 
 A sign says where the rank is, whether it waits for others, and where its main thread stands if it lets them wait.
 Where the store does not answer, or the first rank gives no sign, every rank finds that out for itself.
@@ -85,8 +86,7 @@ class RankWatch:
         self._failed_at: float | None = None
         self._closing = threading.Event()
         self._main = threading.get_ident()
-        # No daemon: Python's end would tear a call of the store apart, which aborts the process.
-        self._thread = threading.Thread(target=self._run, name="rank watch")
+        self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
         self._store.set(self._key(index), json.dumps(asdict(self._sign)))
         if index == 0:
             self._store.set(_VERDICT, json.dumps({"failure": "", "notice": ""}))
@@ -96,6 +96,7 @@ class RankWatch:
         self._met = self._answered = time.monotonic()
         self._neighbours = self._find_neighbours()
         self._thread.start()
+        threading.Thread(target=self._guard, name="rank guard", daemon=True).start()
 
     # ------------------------------------------------------------ the main thread
 
@@ -110,9 +111,6 @@ class RankWatch:
 
     def check(self) -> None:
         """RankError if the run cannot go on."""
-        silent = time.monotonic() - self._answered
-        if not self._failure and silent > _STALE_S + _STORE_S:  # the thread may be stuck in the store
-            self._failure = self._store_is_lost(silent)
         if self._failure:
             raise RankError(self._failure)
 
@@ -144,17 +142,20 @@ class RankWatch:
             with contextlib.suppress(RuntimeError):
                 self._publish()
 
-    # ------------------------------------------------------------ the thread
+    # ------------------------------------------------------------ the threads
 
     def _run(self) -> None:
         while not self._closing.wait(_BEAT_S):
-            try:
+            with contextlib.suppress(RuntimeError):  # of the store
                 self._look()
                 self._answered = time.monotonic()
-            except RuntimeError:  # of the store
-                silent = time.monotonic() - self._answered
-                if silent > _STALE_S:
-                    self._fail(self._store_is_lost(silent))
+
+    def _guard(self) -> None:
+        """The store's own time limit does not hold: over a link that is cut, a call of it may never return."""
+        while not self._closing.wait(_BEAT_S):
+            silent = time.monotonic() - self._answered
+            if silent > _STALE_S:
+                self._fail(self._store_is_lost(silent))
             if os.getppid() != self._parent:
                 self._fail("torchrun's agent, which started this rank, has ended")
             self._leave_if_stuck()
