@@ -28,7 +28,7 @@ from rlsurreal.distributed.shared_arrays import Block
 _CAPACITY = 1 << 20  # bytes of each rank; larger tensors take several rounds
 _LINE = 64  # bytes, so that no two ranks write to the same cache line
 _YIELD_S = 5e-3  # waiting for so long, a rank sleeps between its looks; before, it only lets others run
-_SLEEP_S = 1e-3  # at most, between two looks
+_SLEEP_S = 1e-3
 
 
 class SharedReduction:
@@ -84,11 +84,9 @@ class SharedReduction:
         self._number += 1
         counters = self._counters
         counters[self._index] = self._number
-        started = 0.0
+        started = time.monotonic()
         while counters.min() < self._number:
-            now = time.monotonic()
-            started = started or now
-            if now - started < _YIELD_S:
+            if time.monotonic() - started < _YIELD_S:
                 os.sched_yield()
             else:
                 look()

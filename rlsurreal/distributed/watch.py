@@ -139,8 +139,9 @@ class RankWatch:
         self._sign.is_closed = True
         if not self._failure:  # else nobody looks any more, and the store may never answer
             self._thread.join(_STORE_S)
-            with contextlib.suppress(RuntimeError):
-                self._publish()
+            if not self._thread.is_alive():  # else it is stuck in the store, and so would this one be
+                with contextlib.suppress(RuntimeError):
+                    self._publish()
 
     # ------------------------------------------------------------ the threads
 
@@ -154,7 +155,7 @@ class RankWatch:
         """The store's own time limit does not hold: over a link that is cut, a call of it may never return."""
         while not self._closing.wait(_BEAT_S):
             silent = time.monotonic() - self._answered
-            if silent > _STALE_S:
+            if silent > _STALE_S + _STORE_S:
                 self._fail(self._store_is_lost(silent))
             if os.getppid() != self._parent:
                 self._fail("torchrun's agent, which started this rank, has ended")

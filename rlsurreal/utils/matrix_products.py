@@ -1,9 +1,9 @@
 """Large matrix products of compiled CPU programs by oneDNN, where PyTorch's own choice leaves half of a core unused.
 
 PyTorch multiplies float32 matrices with MKL, which on processors that are not Intel's uses no AVX-512; oneDNN, which
-PyTorch has for convolutions, does.  On a Zen 5 that is twice as fast, on a Zen 4 (512 bits in two halves)
-not.  Called by `programs` (the traced graph is rewritten) and `program_builder` (which says what the compiler is
-to make of it).
+PyTorch has for convolutions, does.  A Zen 5 is by far faster so; a Zen 4, which takes 512 bits in two halves, is not.
+Called by `programs` (the traced graph is rewritten) and `program_builder` (which says what the compiler is to make of
+it).
 
     mm, addmm, bmm, baddbmm  -->  rlsurreal::linear(x, weight, bias) = x @ weight.T + bias, for each matrix
 """

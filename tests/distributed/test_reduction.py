@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 import time
 
 import pytest
@@ -75,7 +77,7 @@ def test_who_waits_looks_up_and_ends_with_what_is_seen() -> None:
 
 
 SCRIPT = """
-import os, platform, socket
+import os, platform
 import torch
 from rlsurreal.distributed.group import join
 
@@ -94,4 +96,5 @@ with join() as ranks:
 def test_processes_share_memory_where_all_can(tmp_path, other: str, shared: bool) -> None:
     done = run_script(tmp_path, SCRIPT.replace("OTHER", other))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == 2 * [f"shared: {shared}"]
+    can = (sys.platform, platform.machine()) == ("linux", "x86_64")
+    assert done.stdout.splitlines() == 2 * [f"shared: {shared and can}"]
