@@ -24,7 +24,7 @@ import os
 import pickle
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -63,7 +63,7 @@ class GroupRanks(Ranks):
         longest = int(sizes.max())
         padded = torch.cat([own, own.new_zeros(longest - len(own))])
         found = [padded.new_empty(longest) for _ in range(self.count)] if self.is_first else None
-        self._wait(lambda: dist.gather(padded, found, dst=0, async_op=True))
+        self._wait(lambda: dist.gather(padded, found, dst=0, async_op=True), padded, *(found or []))
         return [_from_bytes(each[:size]) for each, size in zip(found or [], sizes.tolist())]
 
     def scatter(self, values: Sequence[Any]) -> Any:
@@ -74,7 +74,7 @@ class GroupRanks(Ranks):
         longest = int(sizes.max())
         padded = [torch.cat([each, each.new_zeros(longest - len(each))]) for each in every] or None
         own = torch.empty(longest, dtype=torch.uint8)
-        self._wait(lambda: dist.scatter(own, padded, src=0, async_op=True))
+        self._wait(lambda: dist.scatter(own, padded, src=0, async_op=True), own, *(padded or []))
         return _from_bytes(own[: int(sizes[self.index])])
 
     def share(self, value: Any = None) -> Any:
@@ -82,7 +82,7 @@ class GroupRanks(Ranks):
         data = _to_bytes(value) if self.is_first else torch.empty(0, dtype=torch.uint8)
         size = int(self.sum(torch.tensor(len(data))))
         data = data if self.is_first else torch.empty(size, dtype=torch.uint8)
-        self._wait(lambda: dist.broadcast(data, src=0, async_op=True))
+        self._wait(lambda: dist.broadcast(data, src=0, async_op=True), data)
         return _from_bytes(data)
 
     def average_gradients(self, module: nn.Module) -> nn.Module:
@@ -103,15 +103,16 @@ class GroupRanks(Ranks):
             self._wait(lambda: dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), async_op=True), tensor)
         return tensor
 
-    def _wait(self, start: Any, tensor: Tensor | None = None) -> None:
-        """Start a collective and wait for its end.
+    def _wait(self, start: Callable[[], Any], *tensors: Tensor) -> None:
+        """Start a collective of these tensors and wait for its end.
 
         Raises:
             RankError: a rank has failed, or is not there; says which, where, and what it said last.
         """
-        if tensor is not None and tensor.device.type == "cuda":
+        if tensors[0].device.type == "cuda":
             start().wait()  # the stream waits, not this process; NCCL has a watch of its own
             return
+        holders = _count_holders(tensors)
         with self.waiting():
             self.watch.check()
             work = start()
@@ -121,6 +122,11 @@ class GroupRanks(Ranks):
                 if not work.is_completed():
                     self.watch.check()
             work.wait()
+        del work
+        # Gloo's thread lets go of the tensors a moment later.  As the last to hold one it would ask Python to free it,
+        # and abort the process if Python has ended meanwhile.
+        while any(now > before for now, before in zip(_count_holders(tensors), holders)):
+            time.sleep(0)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -134,6 +140,10 @@ class GroupRanks(Ranks):
                 if "gloo" not in str(error).lower() and "connection" not in str(error).lower():
                     raise
                 raise self.watch.cause(f"the connection to another rank has broken ({error})") from error
+
+
+def _count_holders(tensors: Sequence[Any]) -> list[int]:
+    return [tensor._use_count() for tensor in tensors]
 
 
 def in_group() -> bool:

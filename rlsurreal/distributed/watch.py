@@ -87,6 +87,7 @@ class RankWatch:
         self._closing = threading.Event()
         self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
+        self._guard_thread = threading.Thread(target=self._guard, name="rank guard", daemon=True)
         self._store.set(self._key(index), json.dumps(asdict(self._sign)))
         if index == 0:
             self._store.set(_VERDICT, json.dumps({"failure": "", "notice": ""}))
@@ -96,7 +97,7 @@ class RankWatch:
         self._met = self._answered = time.monotonic()
         self._neighbours = self._find_neighbours()
         self._thread.start()
-        threading.Thread(target=self._guard, name="rank guard", daemon=True).start()
+        self._guard_thread.start()
 
     # ------------------------------------------------------------ the main thread
 
@@ -137,6 +138,7 @@ class RankWatch:
         """Leave: from now on no sign is expected."""
         self._closing.set()
         self._sign.is_closed = True
+        self._guard_thread.join()
         if not self._failure:  # else nobody looks any more, and the store may never answer
             self._thread.join(_STORE_S)
             if not self._thread.is_alive():  # else it is stuck in the store, and so would this one be
