@@ -49,12 +49,12 @@ class Plan:
             file.write(json.dumps(part, indent=1) + "\n")
 
 
-def ours_entry(settings: Settings, name: str) -> Entry:
-    """Ours in a process."""
+def ours_entry(settings: Settings, name: str, module: str = "ours") -> Entry:
+    """Ours in a process, or another module of the benchmarks."""
     return Entry(
-        key=f"ours-{name.replace(' ', '-')}",
+        key=f"{module}-{name.replace(' ', '-')}",
         title=f"rlsurreal, {name}",
-        command=[sys.executable, "-m", "benchmarks.ours", json.dumps(settings)],
+        command=[sys.executable, "-m", f"benchmarks.{module}", json.dumps(settings)],
         num_threads=settings["num_threads"],
         environment={"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])},
     )
@@ -101,8 +101,12 @@ def run_tasks(tasks: Mapping[str, Task], what: str, unit: str, plan: Plan) -> li
     progress = Progress(sum(planned_seconds(len(ours), len(peers), plan) for ours, peers in entries.values()))
     rows = []
     for name, (ours, peers) in entries.items():
+        task, limit = tasks[name], None
+        if task.is_arithmetic and what == "train":
+            settings = {**task.settings, "what": what, "device": plan.device}
+            limit = Process(ours_entry(settings, "arithmetic limit", "arithmetic"))
         own = {entry.title: Process(entry) for entry in ours.values()}
-        rows += contest(f"{what}-{name}", tasks[name].title, unit, own, peers, plan, progress)
+        rows += contest(f"{what}-{name}", task.title, unit, own, peers, plan, progress, limit=limit)
     return rows
 
 

@@ -38,6 +38,7 @@ class Task:
     peers: Mapping[str, Settings]
     is_quick: bool = False  # part of the bounded run
     ours_on_gpu: Mapping[str, Settings] = field(default_factory=dict)  # more variants, where there is one
+    is_arithmetic: bool = False  # bound by floating-point operations: their limit is measured, too
 
     def sized(self, own: Settings) -> Settings:
         """All settings of one contestant."""
@@ -104,6 +105,7 @@ TRAIN: dict[str, Task] = {
             "served, bfloat16": {"sampler": "served", "precision": "bfloat16"},
             "served in two groups, float32": {"sampler": "served in two groups"},
         },
+        is_arithmetic=True,
     ),
 }
 
@@ -114,6 +116,7 @@ TRAIN |= {
         | {"hidden_sizes": [256, 256], "learning_rate": 3e-4, "tau": 0.005, "capacity": 1_000_000},
         {"2 threads": {"sampler": "serial"}, "1 thread": {"sampler": "serial", "num_threads": 1}},
         {"sb3": _DUMMY, "sbx": _DUMMY},
+        is_arithmetic=True,
     ),
     "W4": Task(
         "W4 DQN Pong, Nature CNN, batch 32, an update every 4 steps",
@@ -121,6 +124,7 @@ TRAIN |= {
         | {"learning_rate": 1e-4, "capacity": 100_000, "target_interval": 250, "epsilon": 0.05},
         {"one environment": {"sampler": "serial"}},
         {"sb3": _DUMMY},
+        is_arithmetic=True,
     ),
 }
 

@@ -31,9 +31,9 @@ class Gate:
         self._first: float | None = None
         self._num_ticks = 0
         self._is_warm = False
-        self._total, self._started, self._until = 0, 0.0, 0.0  # where the present turn began, and when it may end
+        self._total, self._started, self._until = 0.0, 0.0, 0.0  # where the present turn began, and when it may end
 
-    def tick(self, total: int) -> None:
+    def tick(self, total: float) -> None:
         """Between two iterations: ``total`` steps (or updates) have been made since the start.
 
         Returns when there is more to do; ends the process when there is not.
