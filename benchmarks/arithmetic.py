@@ -11,31 +11,22 @@ import json
 import sys
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ours
 from benchmarks.peers.gate import Gate
+from benchmarks.scaling import count_work
 from benchmarks.tasks import Settings
+from rlsurreal.runners import Trainer
 
 _SIDE = 1024  # of the square matrices
-_NUM_REPLAYED = 8  # iterations that are counted; on policy, one
 
 
 def count_operations(settings: Settings) -> float:
     """Floating-point operations for each env step: acting, forward and backward passes; a product is two."""
-    sampler, agent, algo = ours.build({**settings, "sampler": "serial", "compile": "off"})
-    env_steps = iterations = 0
-    replays = hasattr(algo, "limiter")
-    try:
-        while replays and not algo.limiter.has_begun:
-            ours.iterate(sampler, agent, algo)
-        with FlopCounterMode(display=False) as counter:
-            while iterations < (_NUM_REPLAYED if replays else 1):
-                env_steps += ours.iterate(sampler, agent, algo)
-                iterations += 1
-    finally:
-        sampler.close()
-    return float(counter.get_total_flops() / env_steps)
+    agent, algo = ours.make_agent(settings), ours.make_algo(settings)
+    sampler = ours.make_sampler({**settings, "sampler": "serial"})
+    work = count_work(Trainer(agent=agent, algo=algo, sampler=sampler, total_env_steps=1))
+    return work.flops / work.env_steps
 
 
 def main() -> None:

@@ -98,15 +98,19 @@ def entries_of(task: Task, what: str, plan: Plan) -> tuple[dict[str, Entry], dic
 def run_tasks(tasks: Mapping[str, Task], what: str, unit: str, plan: Plan) -> list[Row]:
     """One contest after the other; ``what`` contestants are to do: "train" or "update"."""
     entries = {name: entries_of(task, what, plan) for name, task in tasks.items()}
-    progress = Progress(sum(planned_seconds(len(ours), len(peers), plan) for ours, peers in entries.values()))
+    limits = {
+        name: Process(ours_entry({**task.settings, "device": plan.device}, "arithmetic limit", "arithmetic"))
+        for name, task in tasks.items()
+        if task.is_arithmetic and what == "train"
+    }
+    progress = Progress(
+        sum(planned_seconds(len(ours) + (name in limits), len(peers), plan) for name, (ours, peers) in entries.items())
+    )
     rows = []
     for name, (ours, peers) in entries.items():
-        task, limit = tasks[name], None
-        if task.is_arithmetic and what == "train":
-            settings = {**task.settings, "what": what, "device": plan.device}
-            limit = Process(ours_entry(settings, "arithmetic limit", "arithmetic"))
         own = {entry.title: Process(entry) for entry in ours.values()}
-        rows += contest(f"{what}-{name}", task.title, unit, own, peers, plan, progress, limit=limit)
+        limit = limits.get(name)
+        rows += contest(f"{what}-{name}", tasks[name].title, unit, own, peers, plan, progress, limit=limit)
     return rows
 
 
@@ -144,7 +148,7 @@ def contest(
     """
     before = plan.kept(f"{name}-rows")
     if before is not None:
-        progress.spend(planned_seconds(len(ours), len(peers), plan))
+        progress.spend(planned_seconds(len(ours) + (limit is not None), len(peers), plan))
         progress.say(f"{title}: measured before, kept in {plan.results}")
         return [from_json(entry) for entry in before]
     progress.say(title)

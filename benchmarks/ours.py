@@ -111,21 +111,16 @@ def train(settings: Settings) -> None:
     """Train in turns."""
     gate = Gate(rlsurreal.__version__)
     sampler, agent, algo = build(settings)
-    env_steps = 0
+    env_steps, version = 0, 0
     while True:
         gate.tick(env_steps)
-        env_steps += iterate(sampler, agent, algo)
-
-
-def iterate(sampler: Any, agent: Any, algo: Any) -> int:
-    """Sample, update, hand over the new policy; the env steps made."""
-    samples = sampler.obtain()
-    env_steps = int(samples.env.valid[:-1].sum())
-    algo.update(samples, 0.0)
-    agent.publish(agent.version + 1)
-    sampler.pop_trajectories()
-    sampler.release(samples)
-    return env_steps
+        samples = sampler.obtain()
+        env_steps += int(samples.env.valid[:-1].sum())
+        algo.update(samples, 0.0)
+        version += 1
+        agent.publish(version)
+        sampler.pop_trajectories()
+        sampler.release(samples)
 
 
 def update(settings: Settings) -> None:

@@ -122,11 +122,12 @@ class GroupRanks(Ranks):
                 if not work.is_completed():
                     self.watch.check()
             work.wait()
-        del work
-        # Gloo's thread lets go of the tensors a moment later.  As the last to hold one it would ask Python to free it,
-        # and abort the process if Python has ended meanwhile.
-        while any(now > before for now, before in zip(_count_holders(tensors), holders)):
-            time.sleep(0)
+            del work
+            # Gloo's thread lets go of the tensors a moment later.  As the last to hold one it would ask Python to free
+            # it, and abort the process if Python has ended meanwhile.
+            while any(now > before for now, before in zip(_count_holders(tensors), holders)):
+                self.watch.check()
+                time.sleep(0)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

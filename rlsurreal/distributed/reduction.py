@@ -1,4 +1,4 @@
-"""Sums over the ranks of one machine, through memory that they share; Gloo takes a millisecond for the smallest.
+"""Sums over the ranks of one machine, through memory that they share: sooner than through Gloo's threads and sockets.
 
     each rank:   write own numbers -> meet -> reduce a part of everybody's -> meet -> read the result
 
