@@ -5,9 +5,8 @@ Runs where actions are chosen: in the serial sampler, in workers with a copy of 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from rlsurreal.distributed.page_lock import page_lock
 from rlsurreal.samplers.captured import CapturedAct
-from rlsurreal.samplers.slots import AgentExample
+from rlsurreal.samplers.slots import AgentExample, FlatRows
 from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, Samples
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.programs import Compile, CompileError, Program, should_compile
@@ -63,11 +62,13 @@ class Actor:
         self._captured: dict[int, CapturedAct] = {}
         page_lock(slots, agent.device)
         self._columns = columns
-        self._all: Samples = to_torch(slots[:, :, columns])
-        self._slots = [self._all[s] for s in range(len(slots.env.reward))]
+        self.flat = FlatRows(slots, columns)
+        self._slots: list[Samples] = [to_torch(slots[s, :, columns]) for s in range(len(slots.env.reward))]
+        self._recorded_states: Tree = to_torch(tree_map(lambda a: a[:, :, columns], slots.agent.agent_state))
         self.num_steps = self._slots[0].env.reward.shape[0] - 1
         self._state_interval = state_interval
         num_envs = columns.stop - columns.start
+        self._everyone = slice(0, num_envs)
         self._noise: NoiseStreams | None = None
         if not deterministic:
             envs = range(first_env + columns.start, first_env + columns.stop)
@@ -76,7 +77,7 @@ class Actor:
         self._null_state = tree_map(torch.clone, self.state)
         self.num_slots_begun = 0
         self.first_row = 0  # number of the present slot's row 0, counted from the start: random numbers are keyed by it
-        self._noise_block: tuple[int, Noise | None] = (-1, None)  # on the GPU: its number, and its random numbers
+        self._noise_block, self._noise_rows = -1, list[Noise]()  # random numbers of its rows, on the agent's device
         self._num_threads = acting_threads(slots, torch.get_num_threads())
         self._rows: dict[tuple[int, int, int], _Row] = {}
         self._calls: dict[int, _Call] = {}  # of `decide_at`, by number of columns
@@ -96,10 +97,7 @@ class Actor:
 
     def act(self, t: int, part: slice) -> None:
         """Choose the actions of row t for the columns ``part`` (relative to this actor's first column)."""
-        with torch.inference_mode(), _threads(self._num_threads):
-            self._act(t, part)
-
-    def _act(self, t: int, part: slice) -> None:
+        # All that stands around a program counts: after the environments' steps nothing of it is in the caches.
         key = (self._slot, t, part.start)
         row = self._rows.get(key)
         if row is None:
@@ -108,12 +106,17 @@ class Actor:
             self._apply_resets(row.first, part)
             if t % self._state_interval == 0:
                 self._record_state(t, part)
-        noise = None if self._noise is None else self._noise_rows(t, part)
-        if row.program is not None:
-            assert noise is not None
-            row.bound[row.num_fixed :] = [numbers for numbers in noise if numbers is not None]
-            row.program.run(row.bound)
-            return
+        noise = None if self._noise is None else self._noise_of(t, part)
+        with _Threads(self._num_threads):
+            if row.program is not None:
+                assert noise is not None
+                row.bound[row.num_fixed :] = [numbers for numbers in noise if numbers is not None]
+                row.program.run(row.bound)
+            else:
+                self._act_without_program(row, part, noise)
+
+    @torch.inference_mode()
+    def _act_without_program(self, row: _Row, part: slice, noise: Noise | None) -> None:
         step, state = self._decide(row.inputs, tree_map(lambda s: s[part], self.state), noise)
         tree_map(_copy, row.step, step)
         tree_map(lambda own, new: own.__setitem__(part, new), self.state, state)
@@ -125,54 +128,44 @@ class Actor:
         row.program = None if self._noise is None else self._programs.get(part.stop - part.start)
         if row.program is not None:
             state = tree_map(lambda s: s[part], self.state)
-            noise = self._noise_rows(t, part)
+            noise = self._noise_of(t, part)
             agent: Any = self.agent
             row.bound = row.program.bind(agent.act_tensors(), row.inputs, state, row.step, noise)
             row.num_fixed = len(row.bound) - len(leaves(noise))
         return row
 
-    @torch.inference_mode()
     def act_at(self, rows: np.ndarray, columns: np.ndarray) -> None:
         """Choose actions for columns that stand at different rows: ``columns[i]`` at ``rows[i]`` since the start."""
-        at = self._index(rows, columns)
-        inputs = AgentInputs(*tree_map(lambda a: a[at], _inputs(self._all)))
-        self.record_at(rows, columns, self.decide_at(inputs, self._all.env.first[at], rows, columns))
+        where = self.flat.index(rows, columns)
+        inputs: AgentInputs = tree_map(lambda a: a[where], _inputs(self.flat.samples))
+        step = self.decide_at(inputs, self.flat.samples.env.first[where], rows, columns)
+        self.record_at(where, step)
 
-    def decide_at(self, inputs: AgentInputs, first: Tensor, rows: np.ndarray, columns: np.ndarray) -> AgentStep:
-        """Actions ``[k]`` for ``inputs`` ``[k]``; see `act_at`.  They are good until the next call.
+    def decide_at(self, inputs: AgentInputs, first: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> AgentStep:
+        """Actions for ``inputs``, numpy ``[k]`` both; see `act_at`.  They are good until the next call.
 
         ``first``: bool ``[k]``: the state is null before this row.
         """
-        with torch.inference_mode(), _threads(self._num_threads):
-            return self._decide_at(inputs, first, rows, columns)
-
-    def _decide_at(self, inputs: AgentInputs, first: Tensor, rows: np.ndarray, columns: np.ndarray) -> AgentStep:
+        inputs = to_torch(inputs)
+        noise = None if self._noise is None else to_torch(Noise(*self._noise.at(rows, columns)))
         state = self.state
         if state is not None:
-            at = self._index(rows, columns)
-            who, first = at[2], first.to(self.agent.device)
-            state = where_first(first, tree_map(lambda s: s[who], self._null_state), tree_map(lambda s: s[who], state))
-            self._record_states(at, state)
-        noise = None if self._noise is None else to_torch(Noise(*self._noise.at(rows, columns)))
+            state = self._states_at(rows, columns, torch.from_numpy(first).to(self.agent.device))
         program = self._programs.get(len(columns))
-        if program is not None:
-            step = self._run(program, inputs, state, noise)
-        else:
-            step, state = self._decide(inputs, state, noise)
+        with _Threads(self._num_threads):
+            if program is not None:
+                step = self._run(program, inputs, state, noise)
+            else:
+                step, state = self._decide_without_program(inputs, state, noise)
         if state is not None:
+            who = torch.from_numpy(columns)
             tree_map(lambda own, new: own.__setitem__(who, new), self.state, state)
         return step
 
     @torch.inference_mode()
-    def record_at(self, rows: np.ndarray, columns: np.ndarray, step: AgentStep) -> None:
-        """Write what `decide_at` gave into the slots."""
-        at = self._index(rows, columns)
-        tree_map(lambda own, new: own.__setitem__(at, new.to(own.device)), _step(self._all), step)
-        self._all.policy_version[at] = self.agent.version
-
-    def _index(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        slot, t = np.divmod(rows, self.num_steps)
-        return torch.from_numpy(slot % len(self._slots)), torch.from_numpy(t), torch.from_numpy(columns)
+    def _decide_without_program(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
+        step, state = self._decide(inputs, state, noise)
+        return to_numpy(tree_map(torch.Tensor.cpu, step)), state
 
     def _run(self, program: Program, inputs: AgentInputs, state: Tree, noise: Noise | None) -> AgentStep:
         """The program writes the next state into ``state``."""
@@ -180,26 +173,32 @@ class Actor:
         call = self._calls.get(size)
         if call is None:
             agent: Any = self.agent
-            step = tree_map(lambda a: torch.empty_like(a[0, 0, :size]), _step(self._all))
+            step = tree_map(lambda a: torch.empty_like(a[0, :size]), _step(self._slots[0]))
             program.bind(agent.act_tensors(), inputs, state, step, noise)  # checks that they are what it was made for
-            call = self._calls[size] = _Call(step, list(agent.act_tensors().values()))
-        tensors = [*call.fixed, *leaves(inputs), *leaves(state), *leaves(call.step), *leaves(noise)]
-        program.run(tensors)
+            call = self._calls[size] = _Call(to_numpy(step), list(agent.act_tensors().values()), leaves(step))
+        program.run([*call.fixed, *leaves(inputs), *leaves(state), *call.outputs, *leaves(noise)])
         return call.step
 
-    def _record_states(self, at: tuple[Tensor, Tensor, Tensor], state: Tree) -> None:
-        """Record states ``[k]`` before rows ``at``, where a record is due; row 0 is row T of the slot before, too."""
-        slot, t, who = at
-        recorded = self._all.agent.agent_state
+    def record_at(self, where: np.ndarray, step: AgentStep) -> None:
+        """Write what `decide_at` gave; ``where``: see `FlatRows.index`."""
+        tree_map(lambda own, new: own.__setitem__(where, new), _step(self.flat.samples), step)
+        self.flat.samples.policy_version[where] = self.agent.version
+
+    def _states_at(self, rows: np.ndarray, columns: np.ndarray, first: Tensor) -> Tree:
+        """States ``[k]`` before ``rows``; recorded where that is due.  Row 0 is row T of the slot before, too."""
+        slot, t = map(torch.from_numpy, np.divmod(rows, self.num_steps))
+        who = torch.from_numpy(columns)
+        state = where_first(first, tree_map(lambda s: s[who], self._null_state), tree_map(lambda s: s[who], self.state))
         due, start = t % self._state_interval == 0, t == 0
         last = torch.full_like(t, self.num_steps // self._state_interval)
 
         def record(to: Tensor, now: Tensor) -> None:
             now = now.to(to.device)
-            to[slot[due], t[due] // self._state_interval, who[due]] = now[due]
-            to[(slot[start] - 1) % len(self._slots), last[start], who[start]] = now[start]
+            to[slot[due] % len(to), t[due] // self._state_interval, who[due]] = now[due]
+            to[(slot[start] - 1) % len(to), last[start], who[start]] = now[start]
 
-        tree_map(record, recorded, state)
+        tree_map(record, self._recorded_states, state)
+        return state
 
     def _decide(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
         """On a GPU this only queues the work; what it gives is overwritten by the next call."""
@@ -223,22 +222,14 @@ class Actor:
         captured.run(input_leaves, leaves(state), leaves(noise))
         return captured.step, captured.state
 
-    def _noise_rows(self, t: int, part: slice) -> Noise:
+    def _noise_of(self, t: int, part: slice) -> Noise:
         assert self._noise is not None
-        row = self.first_row + t
-        if self._on_gpu:
-            return self._noise_on_gpu(*divmod(row, BLOCK_ROWS))[part]
-        noise = Noise(*self._noise.rows(row))
-        rows: Noise = to_torch(noise[part])
-        return rows
-
-    def _noise_on_gpu(self, block: int, offset: int) -> Noise:
-        """All columns' numbers of a row; a whole block is copied at a time."""
-        assert self._noise is not None
-        if block != self._noise_block[0]:
-            self._noise_block = block, to_device(to_torch(Noise(*self._noise.block(block))), self.agent.device)
-        rows: Noise = self._noise_block[1][offset]  # type: ignore[index]
-        return rows
+        block, offset = divmod(self.first_row + t, BLOCK_ROWS)
+        if block != self._noise_block:
+            drawn: Noise = to_device(to_torch(Noise(*self._noise.block(block))), self.agent.device)
+            self._noise_block, self._noise_rows = block, [drawn[i] for i in range(BLOCK_ROWS)]
+        noise = self._noise_rows[offset]
+        return noise if part == self._everyone else noise[part]
 
     def _apply_resets(self, first: torch.Tensor, part: slice) -> None:
         if bool(first.any()):
@@ -266,8 +257,9 @@ class Actor:
 class _Call:
     """What every call of a program for so many columns has in common."""
 
-    step: AgentStep  # where it writes
+    step: AgentStep  # where it writes, as numpy
     fixed: list[Tensor]
+    outputs: list[Tensor]  # the leaves of `step`
 
 
 class _Row:
@@ -304,14 +296,22 @@ def acting_threads(slots: Samples, num_threads: int) -> int:
     return num_threads if has_images else 1
 
 
-@contextlib.contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class _Threads:
+    """So many threads of torch within."""
+
+    __slots__ = ("_before", "_num_threads")
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        if self._before != self._num_threads:
+            torch.set_num_threads(self._num_threads)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before != self._num_threads:
+            torch.set_num_threads(self._before)
 
 
 def act_programs(

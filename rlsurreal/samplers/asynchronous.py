@@ -25,7 +25,6 @@ from rlsurreal.samplers.slots import allocate_slots
 from rlsurreal.structs import Agent, AgentInputs, BatchSpec, EnvSamples, Samples, Spaces
 from rlsurreal.utils.namedarraytuple import tree_map
 from rlsurreal.utils.programs import Compile
-from rlsurreal.utils.torch_tree import to_numpy, to_torch
 
 _NUM_SLOTS = 2
 
@@ -136,14 +135,14 @@ class AsyncStation:
                     f"larger batch.num_steps (it is {num_steps}), or lock step"
                 )
             inputs = self._inputs(results)
-            step = self._actor.decide_at(to_torch(inputs), torch.from_numpy(results.first), rows, who)
-            action = to_numpy(tree_map(torch.Tensor.cpu, step.action))
-            self._engine.send(action, who)
+            step = self._actor.decide_at(inputs, results.first, rows, who)
+            self._engine.send(step.action, who)
             # The engine is at work again; the bookkeeping can wait until now.
-            self._write(results, inputs, rows, who)
-            self._actor.record_at(rows, who, step)
+            where = self._actor.flat.index(rows, who)
+            self._write(results, inputs, rows, where)
+            self._actor.record_at(where, step)
             if self.slots.agent.prev_action is not None:
-                self._last_action[who] = action
+                self._last_action[who] = step.action
             self._row[who] = rows
         full = self.slots[self.next_slot]
         self._num_full += 1
@@ -159,30 +158,29 @@ class AsyncStation:
         previous[null] = 0
         return AgentInputs(results.observation, previous, np.where(null, 0, results.reward).astype(np.float32))
 
-    def _write(self, results: AsyncResults, inputs: AgentInputs, rows: np.ndarray, who: np.ndarray) -> None:
-        """What the actions before ``rows`` led to; what came before row 0 were resets."""
-        num_steps, env = self._num_steps, self.slots.env
-        done = rows > 0
-        part = slice(None) if done.all() else done
-        slot, t = np.divmod(rows[part] - 1, num_steps)
-        at = (slot % _NUM_SLOTS, t, who[part])
-        env.reward[at] = results.reward[part]
-        env.terminated[at] = results.terminated[part]
-        env.truncated[at] = results.truncated[part]
-        env.valid[at] = ~results.was_reset[part]
+    def _write(self, results: AsyncResults, inputs: AgentInputs, rows: np.ndarray, where: np.ndarray) -> None:
+        """What the actions before ``rows`` led to, and what the agent sees in them; ``where`` they lie."""
+        flat = self._actor.flat
+        self._write_inputs(inputs, results.first, where)
+        before = where - flat.num_envs
+        starts = rows % self._num_steps == 0
+        if starts.any():  # row 0 of a slot is row T of the slot before
+            last = flat.index(rows[starts] - 1, results.env_ids[starts]) + flat.num_envs
+            self._write_inputs(inputs[starts], results.first[starts], last)
+            before[starts] = last - flat.num_envs
+        env = flat.samples.env
+        env.reward[before] = results.reward
+        env.terminated[before] = results.terminated
+        env.truncated[before] = results.truncated
+        env.valid[before] = ~results.was_reset
         if env.env_info is not None:
-            tree_map(lambda own, new: own.__setitem__(at, new[part]), env.env_info, results.env_info)
-        slot, t = np.divmod(rows, num_steps)
-        self._write_inputs(inputs, results.first, slice(None), (slot % _NUM_SLOTS, t, who))
-        starts = t == 0  # row 0 of a slot is row T of the slot before
-        if starts.any():
-            before = (slot[starts] - 1) % _NUM_SLOTS
-            self._write_inputs(inputs, results.first, starts, (before, np.full(len(before), num_steps), who[starts]))
+            tree_map(lambda own, new: own.__setitem__(before, new), env.env_info, results.env_info)
 
-    def _write_inputs(self, inputs: AgentInputs, first: np.ndarray, part: Any, at: tuple[Any, ...]) -> None:
-        own = AgentInputs(self.slots.env.observation, self.slots.agent.prev_action, self.slots.env.prev_reward)
-        tree_map(lambda to, new: to.__setitem__(at, new[part]), own, inputs)
-        self.slots.env.first[at] = first[part]
+    def _write_inputs(self, inputs: AgentInputs, first: np.ndarray, where: np.ndarray) -> None:
+        samples = self._actor.flat.samples
+        own = AgentInputs(samples.env.observation, samples.agent.prev_action, samples.env.prev_reward)
+        tree_map(lambda to, new: to.__setitem__(where, new), own, inputs)
+        samples.env.first[where] = first
 
     def get_state(self) -> dict[str, Any]:
         """Nothing: steps under way cannot be saved."""

@@ -80,6 +80,32 @@ class SlotViews:
         self.actions: list[list[Any]] = [[slot.agent.action[t] for t in range(self.num_steps)] for slot in self.slots]
 
 
+class FlatRows:
+    """The rows of all slots one after the other, for columns that stand at different rows: one index finds them all."""
+
+    def __init__(self, slots: Samples, columns: slice) -> None:
+        slots = plain(slots)
+        self._num_slots, num_rows, self.num_envs = slots.env.reward.shape
+        self._num_steps, self._first_column = num_rows - 1, columns.start
+        self.samples: Samples = tree_map(_flat, slots._replace(agent=slots.agent._replace(agent_state=None)))
+
+    def index(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Where row ``rows[i]``, counted from the start, of ``columns[i]`` lies.
+
+        The row after it in the same slot lies ``num_envs`` further, also after a slot's last step.
+        """
+        slot, t = np.divmod(rows, self._num_steps)
+        row = slot % self._num_slots * (self._num_steps + 1) + t
+        where: np.ndarray = row * self.num_envs + (columns + self._first_column)
+        return where
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    view: np.ndarray = array.view()
+    view.shape = (-1, *array.shape[3:])  # it raises where a copy would be needed
+    return view
+
+
 def _env_step(env: EnvSamples, t: int) -> EnvStep:
     info = None if env.env_info is None else env.env_info[t]
     return EnvStep(

@@ -224,7 +224,15 @@ def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves(tree: Tree) -> list[Any]:
     """The values of all leaves, in the order of the fields; placeholders are left out."""
-    return [leaf for _, leaf in named_leaves(tree)]
+    if not isinstance(tree, NamedArrayTuple):
+        return [] if tree is None else [tree]
+    found: list[Any] = []
+    for part in tree:
+        if isinstance(part, NamedArrayTuple):
+            found += leaves(part)
+        elif part is not None:
+            found.append(part)
+    return found
 
 
 def _describe(tree: Tree) -> str:

@@ -15,10 +15,16 @@ import torch
 
 from rlsurreal.utils import matrix_products
 
+OPTIONS = {
+    # By one exponential: half the time, and an error of 2e-7 at most where PyTorch's own has 6e-8.
+    "cpp.use_decompose_tanh": True,
+    "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum are one operation
+}
+
 
 def build(exported: torch.export.ExportedProgram, num_threads: int) -> bytes:
     """The library's content; ``num_threads``: of the processes that will run it."""
-    patch = torch._inductor.config.patch({"cpp.threads": num_threads})
+    patch = torch._inductor.config.patch({"cpp.threads": num_threads, **OPTIONS})
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), patch:
         package = torch._inductor.aoti_compile_and_package(exported, package_path=str(Path(folder) / "program.pt2"))
         # Every process that loads a package unpacks it, and leaves that behind if it is killed.  So unpack it here.

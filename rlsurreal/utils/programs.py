@@ -295,6 +295,7 @@ def _key(exported: Any, tensors: list[Tensor], num_threads: int) -> str:
         [str(graph) for graph in graphs],
         [repr(node.meta.get("val")) for graph in graphs for node in graph.nodes],
         signature_of(tensors),
+        program_builder.OPTIONS,
         torch.__version__,
         num_threads,
         torch.get_float32_matmul_precision(),

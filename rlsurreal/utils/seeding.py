@@ -108,9 +108,10 @@ class NoiseStreams:
         first = int(blocks[0]) if len(blocks) else 0
         if (blocks == first).all():
             normal, uniform = self.block(first)
+            where = offsets * self.num_envs + columns
             return (
-                None if normal is None else normal[offsets, columns],
-                None if uniform is None else uniform[offsets, columns],
+                None if normal is None else normal.reshape(-1, self._num_normal).take(where, axis=0),
+                None if uniform is None else uniform.reshape(-1, self._num_uniform).take(where, axis=0),
             )
         out_normal = np.empty((len(rows), self._num_normal), np.float32) if self._num_normal else None
         out_uniform = np.empty((len(rows), self._num_uniform), np.float32) if self._num_uniform else None
