@@ -233,14 +233,16 @@ def _pong(device: str) -> Workload:
     for name, spec in (("ale", ale), ("envpool", pool)):
         limits[name] = lambda spec=spec: BareEngine(spec, 32, 32)  # type: ignore[misc]
         limits[f"{name}:async"] = lambda spec=spec: BareEngine(spec, 32, 16)  # type: ignore[misc]
-    samplers = python_samplers(env, pooled, (16, 32), 32, device)
-    samplers += native_samplers(ale, "ale", pooled, (32,), 32) + native_samplers(pool, "envpool", pooled, (32,), 32)
+    samplers = python_samplers(env, pooled, (16, 32, 64), 32, device)
+    samplers += native_samplers(ale, "ale", pooled, (32, 64), 32) + native_samplers(
+        pool, "envpool", pooled, (32, 64), 32
+    )
     return Workload("Pong", limits, samplers)
 
 
 _WORKLOADS: dict[str, Callable[[str], Workload]] = {
     "HalfCheetah": _mlp("HalfCheetah-v5", 16, 64, 128),
-    "Ant": _mlp("Ant-v5", 16, 64),
+    "Ant": _mlp("Ant-v5", 16, 64, 128),
     "CartPole": _mlp("CartPole-v1", 16, 64, 128),
     "Pong": _pong,
     "Null": _null,
