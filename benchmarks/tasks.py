@@ -177,12 +177,14 @@ RETURN: dict[str, ReturnTask] = {
 }
 
 _ENVPOOL: dict[tuple[str, str], Settings] = {
-    ("envpool", "lock step"): {"num_envs": 64, "batch_size": 64},
-    ("envpool", "asynchronous"): {"num_envs": 64, "batch_size": 32},
+    ("envpool", f"{mode}, {num_envs} envs"): {"num_envs": num_envs, "batch_size": num_envs // parts}
+    for num_envs in (64, 128)
+    for mode, parts in (("lock step", 1), ("asynchronous", 2))
 }
+# A policy that acts in the environments' own process costs each the less, the more there are.
 _VECTORS: dict[tuple[str, str], Settings] = {
-    ("sb3", ""): {"num_envs": 16, "vector": "dummy"},
-    ("gymnasium", "SyncVectorEnv"): {"num_envs": 16, "vector": "sync"},
+    ("sb3", ""): {"num_envs": 64, "vector": "dummy"},
+    ("gymnasium", "SyncVectorEnv"): {"num_envs": 64, "vector": "sync"},
     ("gymnasium", "AsyncVectorEnv"): {"num_envs": 16, "vector": "async"},
     ("sample-factory", ""): {"num_envs": 64, "num_workers": 2},
     ("torchrl", ""): {"num_envs": 16, "num_workers": 2, "vector": "processes"},
@@ -199,8 +201,9 @@ SAMPLING_PEERS: dict[str, dict[tuple[str, str], Settings]] = {
         ("gymnasium", "AsyncVectorEnv"): {"num_envs": 8, "vector": "async"},
         ("sample-factory", ""): {"num_envs": 16, "num_workers": 2},
         ("torchrl", ""): {"num_envs": 8, "num_workers": 2, "vector": "processes"},
-        ("envpool", "lock step"): {"num_envs": 32, "batch_size": 32},
-        ("envpool", "asynchronous"): {"num_envs": 32, "batch_size": 16},
+        ("envpool", "lock step, 32 envs"): {"num_envs": 32, "batch_size": 32},
+        ("envpool", "asynchronous, 32 envs"): {"num_envs": 32, "batch_size": 16},
+        ("envpool", "asynchronous, 64 envs"): {"num_envs": 64, "batch_size": 32},
     },
 }
 
