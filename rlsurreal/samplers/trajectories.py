@@ -40,16 +40,16 @@ class TrajectoryTracker:
         restart = ~env.valid[:num_steps] & env.first[1:] & ~led_to
         self._episode_ended = done[-1].copy()
         special = (over | restart).any(axis=1).tolist()
-        score = np.where(env.valid[:num_steps], score[:num_steps], 0)
-        total, length, discounted, scores = self._sums
+        # As few operations a row as can be: the sampler waits meanwhile.
+        reward, valid = env.reward[:num_steps].astype(np.float64), env.valid[:num_steps]
+        terms = np.stack([reward, valid, np.zeros_like(reward), np.where(valid, score[:num_steps], 0)], axis=1)
+        decay = np.where(valid, self._discount, 1)
+        discounted_terms = terms[:, 2]
         ended: list[TrajInfo] = []
         for t in range(num_steps):
-            reward, valid = env.reward[t], env.valid[t]
-            total += reward
-            length += valid
-            discounted += self._weight * reward
-            scores += score[t]
-            self._weight[valid] *= self._discount
+            np.multiply(self._weight, reward[t], out=discounted_terms[t])
+            self._sums += terms[t]
+            self._weight *= decay[t]
             if special[t]:
                 ended += [self._info(b) for b in np.flatnonzero(over[t] & ~self._drop).tolist()]
                 finished = over[t] | restart[t]
