@@ -129,7 +129,7 @@ def halfcheetah(
     )
 
 
-# What DQN has after 500,000 frames in the curves that MinAtar's authors publish (github.com/kenjyoung/MinAtar), read off.
+# What DQN has after 500,000 frames in the curves of MinAtar's authors (github.com/kenjyoung/MinAtar), read off.
 _MINATAR_DQN = {"breakout": 8.3, "asterix": 1.0}
 _NO_HINDSIGHT = {"algo.replay.extractor": NStep()}
 OFF_POLICY = {

@@ -29,21 +29,25 @@ from rlsurreal.testing.envs import RecallEnv
 from rlsurreal.utils import config
 from rlsurreal.utils.schedules import Linear
 
+_NUM_POINTS = 100  # of a curve
+
 
 def train(name: str, seed: int) -> dict[str, Any]:
     """Train once, in this process; the result as plain data."""
     task = TASKS[name]
     start = time.perf_counter()
     with TemporaryDirectory() as root:
+        trainer = task.make(seed)
         quiet = {
             "root": root,
+            "log_interval_steps": max(1, trainer.total_env_steps // _NUM_POINTS),
             "console": "off",
             "tensorboard": False,
             "eval_interval_steps": None,
             "checkpoints.keep": "none",
             "num_threads": 1,  # several run side by side
         }
-        trainer = config.override(task.make(seed), quiet)
+        trainer = config.override(trainer, quiet)
         games = RecordedGames(trainer)
         folder = trainer.train()
         curve = read_curve(folder)

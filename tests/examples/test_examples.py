@@ -25,6 +25,7 @@ def load(name: str) -> ModuleType:
 def mean_return(trainer, tmp_path) -> float:
     """Mean return of the last twenty games of a quiet run."""
     trainer.root, trainer.console, trainer.tensorboard = str(tmp_path), "off", False
+    trainer.num_threads = 1  # whatever else is running
     ended = []
     pop = trainer.sampler.pop_trajectories
     trainer.sampler.pop_trajectories = lambda: ended.append(pop()) or ended[-1]

@@ -272,6 +272,7 @@ def _terminal() -> Iterator[_Terminal]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    monkeypatch.setenv("COLUMNS", "120")  # the bar is as wide as the terminal allows
     now = [1000.0]
     monkeypatch.setattr(logger_module.time, "monotonic", lambda: now[0])
     return now
