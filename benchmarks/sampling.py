@@ -234,9 +234,8 @@ def _pong(device: str) -> Workload:
         limits[name] = lambda spec=spec: BareEngine(spec, 32, 32)  # type: ignore[misc]
         limits[f"{name}:async"] = lambda spec=spec: BareEngine(spec, 32, 16)  # type: ignore[misc]
     samplers = python_samplers(env, pooled, (16, 32, 64), 32, device)
-    samplers += native_samplers(ale, "ale", pooled, (32, 64), 32) + native_samplers(
-        pool, "envpool", pooled, (32, 64), 32
-    )
+    samplers += native_samplers(ale, "ale", pooled, (32, 64), 32)
+    samplers += native_samplers(pool, "envpool", pooled, (32, 64), 32)
     return Workload("Pong", limits, samplers)
 
 

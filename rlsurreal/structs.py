@@ -86,6 +86,11 @@ class Samples(NamedArrayTuple):
     policy_version: Any  # int64 [T+1, B]: the version of the parameters that chose the action
 
 
+def inputs_of(samples: Samples) -> AgentInputs:
+    """What the agent saw, all rows of ``samples``: views."""
+    return AgentInputs(samples.env.observation, samples.agent.prev_action, samples.env.prev_reward)
+
+
 class EnvStep(NamedArrayTuple):
     """Where a `VectorEnv` writes one step: views ``[B]`` into row t, and into row t+1 for what the step leads to."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlsurreal.distributed.page_lock import page_lock
 from rlsurreal.samplers.captured import CapturedAct
 from rlsurreal.samplers.slots import AgentExample, FlatRows
-from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, Samples
+from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, Samples, inputs_of
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.programs import Compile, CompileError, Program, should_compile
 from rlsurreal.utils.seeding import BLOCK_ROWS, NoiseStreams
@@ -61,7 +61,6 @@ class Actor:
         self._capture = capture and self._on_gpu
         self._captured: dict[int, CapturedAct] = {}
         page_lock(slots, agent.device)
-        self._columns = columns
         self.flat = FlatRows(slots, columns)
         self._slots: list[Samples] = [to_torch(slots[s, :, columns]) for s in range(len(slots.env.reward))]
         self._recorded_states: Tree = to_torch(tree_map(lambda a: a[:, :, columns], slots.agent.agent_state))
@@ -137,7 +136,7 @@ class Actor:
     def act_at(self, rows: np.ndarray, columns: np.ndarray) -> None:
         """Choose actions for columns that stand at different rows: ``columns[i]`` at ``rows[i]`` since the start."""
         where = self.flat.index(rows, columns)
-        inputs: AgentInputs = tree_map(lambda a: a[where], _inputs(self.flat.samples))
+        inputs: AgentInputs = tree_map(lambda a: a[where], inputs_of(self.flat.samples))
         step = self.decide_at(inputs, self.flat.samples.env.first[where], rows, columns)
         self.record_at(where, step)
 
@@ -266,16 +265,12 @@ class _Row:
     """Views of what an agent reads and writes in one row, made once."""
 
     def __init__(self, samples: Samples, t: int) -> None:
-        self.inputs = AgentInputs(*tree_map(lambda a: a[t], _inputs(samples)))
+        self.inputs = tree_map(lambda a: a[t], inputs_of(samples))
         self.first = samples.env.first[t]
         self.step = tree_map(lambda a: a[t], _step(samples))
         self.program: Program | None = None
         self.bound: list[Tensor] = []  # the program's tensors; those from `num_fixed` on are this row's noise
         self.num_fixed = 0
-
-
-def _inputs(samples: Samples) -> AgentInputs:
-    return AgentInputs(samples.env.observation, samples.agent.prev_action, samples.env.prev_reward)
 
 
 def _step(samples: Samples) -> AgentStep:

@@ -22,7 +22,7 @@ from rlsurreal.samplers.actor import Actor, act_programs, agent_example
 from rlsurreal.samplers.base import EvalSpec
 from rlsurreal.samplers.serial import SerialSampler
 from rlsurreal.samplers.slots import allocate_slots
-from rlsurreal.structs import Agent, AgentInputs, BatchSpec, EnvSamples, Samples, Spaces
+from rlsurreal.structs import Agent, AgentInputs, BatchSpec, EnvSamples, Samples, Spaces, inputs_of
 from rlsurreal.utils.namedarraytuple import tree_map
 from rlsurreal.utils.programs import Compile
 
@@ -164,7 +164,7 @@ class AsyncStation:
         self._write_inputs(inputs, results.first, where)
         before = where - flat.num_envs
         starts = rows % self._num_steps == 0
-        if starts.any():  # row 0 of a slot is row T of the slot before
+        if starts.any():  # row 0 of a slot is row T of the slot before; nobody has seen that before the first
             last = flat.index(rows[starts] - 1, results.env_ids[starts]) + flat.num_envs
             self._write_inputs(inputs[starts], results.first[starts], last)
             before[starts] = last - flat.num_envs
@@ -178,8 +178,7 @@ class AsyncStation:
 
     def _write_inputs(self, inputs: AgentInputs, first: np.ndarray, where: np.ndarray) -> None:
         samples = self._actor.flat.samples
-        own = AgentInputs(samples.env.observation, samples.agent.prev_action, samples.env.prev_reward)
-        tree_map(lambda to, new: to.__setitem__(where, new), own, inputs)
+        tree_map(lambda to, new: to.__setitem__(where, new), inputs_of(samples), inputs)
         samples.env.first[where] = first
 
     def get_state(self) -> dict[str, Any]:

@@ -226,13 +226,7 @@ def leaves(tree: Tree) -> list[Any]:
     """The values of all leaves, in the order of the fields; placeholders are left out."""
     if not isinstance(tree, NamedArrayTuple):
         return [] if tree is None else [tree]
-    found: list[Any] = []
-    for part in tree:
-        if isinstance(part, NamedArrayTuple):
-            found += leaves(part)
-        elif part is not None:
-            found.append(part)
-    return found
+    return [leaf for part in tree for leaf in leaves(part)]
 
 
 def _describe(tree: Tree) -> str:

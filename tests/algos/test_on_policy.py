@@ -15,11 +15,11 @@ from torch import Tensor
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import A2C, PPO
-from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, minibatch, minibatch_indices, rows_of, sequences_of
+from rlsurreal.algos.pg.on_policy import Rollout, minibatch, minibatch_indices, rows_of, sequences_of
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.samplers import SerialSampler
-from rlsurreal.structs import AgentInputs, BatchSpec, Samples
+from rlsurreal.structs import AgentInputs, BatchSpec, Samples, inputs_of
 from rlsurreal.utils.namedarraytuple import leaves, named_leaves, tree_map
 
 torch.set_num_threads(1)

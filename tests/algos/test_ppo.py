@@ -13,7 +13,7 @@ import rlsurreal.algos.pg.ppo as ppo_module
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
 from rlsurreal.algos.pg.a2c import a2c_loss
-from rlsurreal.algos.pg.on_policy import Rollout, inputs_of, rows_of
+from rlsurreal.algos.pg.on_policy import Rollout, rows_of
 from rlsurreal.algos.pg.ppo import METRICS, Coefficients, ppo_loss
 from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.envs import GymnasiumEnv
@@ -21,7 +21,7 @@ from rlsurreal.models import ActorCritic
 from rlsurreal.ops.losses import masked_mean, ppo_clip_loss, value_loss
 from rlsurreal.ops.returns import generalized_advantage_estimation
 from rlsurreal.samplers import SerialSampler
-from rlsurreal.structs import BatchSpec, Samples
+from rlsurreal.structs import BatchSpec, Samples, inputs_of
 from rlsurreal.testing.envs import NestedEnv
 from rlsurreal.utils.namedarraytuple import leaves, tree_map
 from rlsurreal.utils.schedules import Linear

@@ -8,13 +8,12 @@ import torch
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
-from rlsurreal.algos.pg.on_policy import inputs_of
 from rlsurreal.distributed import page_lock
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.runners import Trainer
 from rlsurreal.samplers import InferenceServer, ParallelSampler, SerialSampler
-from rlsurreal.structs import BatchSpec
+from rlsurreal.structs import BatchSpec, inputs_of
 from rlsurreal.utils.namedarraytuple import named_leaves, tree_map
 from rlsurreal.utils.torch_tree import to_device
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
 from rlsurreal.algos import PPO
-from rlsurreal.algos.pg.on_policy import inputs_of, sequences_of
+from rlsurreal.algos.pg.on_policy import sequences_of
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv
 from rlsurreal.models import ActorCritic
 from rlsurreal.samplers import AsyncSampler, InferenceServer, ParallelSampler, SerialSampler
-from rlsurreal.structs import AgentInputs, BatchSpec, Samples
+from rlsurreal.structs import AgentInputs, BatchSpec, Samples, inputs_of
 from rlsurreal.testing.envs import NestedEnv
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
 from rlsurreal.utils.torch_tree import where_first

@@ -67,6 +67,15 @@ def test_program_does_what_the_function_does(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.compiles
+def test_tanh_is_exact_to_2e_7_and_stays_within_its_bounds():
+    inputs = torch.cat([torch.linspace(-12, 12, 20_001), torch.tensor([-200.0, -0.0, 200.0])])
+    out = torch.empty_like(inputs)
+    program = compile_program(lambda x, out: out.copy_(torch.tanh(x)), inputs, out)
+    program.run([inputs, out])
+    assert (out - torch.tanh(inputs.double())).abs().max() < 2e-7 and out.abs().max() <= 1
+
+
+@pytest.mark.compiles
 def test_other_arguments_than_compiled_for_are_refused():
     program = compile_program(scaled, *arguments())
     with pytest.raises(ValueError, match=r"compiled for .*float32\[3, 4\].* is given .*float32\[5, 4\]"):

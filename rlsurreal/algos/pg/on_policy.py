@@ -18,7 +18,7 @@ from rlsurreal.algos.update import GradientStep
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.ops.losses import explained_variance, masked_normalize, normalize_groups
 from rlsurreal.ops.returns import generalized_advantage_estimation
-from rlsurreal.structs import AgentInputs, BatchSpec, Samples
+from rlsurreal.structs import AgentInputs, BatchSpec, Samples, inputs_of
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
 from rlsurreal.utils.programs import Compile, should_compile
 from rlsurreal.utils.schedules import Schedule, as_schedule
@@ -216,11 +216,6 @@ class OnPolicy:
             self._generator.set_state(own["generator"])
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"], None if own is None else own["return"])
-
-
-def inputs_of(samples: Samples) -> AgentInputs:
-    """What the agent saw, all ``T + 1`` rows."""
-    return AgentInputs(samples.env.observation, samples.agent.prev_action, samples.env.prev_reward)
 
 
 def rows_of(rollout: Rollout) -> Rollout:

@@ -17,7 +17,6 @@ from rlsurreal.agents import ActorCriticAgent
 from rlsurreal.algos.pg.on_policy import (
     OnPolicy,
     Rollout,
-    inputs_of,
     minibatch,
     minibatch_indices,
     rows_of,
@@ -25,7 +24,7 @@ from rlsurreal.algos.pg.on_policy import (
 )
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.ops.losses import masked_mean, ppo_clip_loss, value_loss
-from rlsurreal.structs import BatchSpec, Samples
+from rlsurreal.structs import BatchSpec, Samples, inputs_of
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, tree_map
 from rlsurreal.utils.schedules import Schedule, as_schedule
 from rlsurreal.utils.torch_tree import where_first
