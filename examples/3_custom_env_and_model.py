@@ -47,28 +47,39 @@ class Reach(gym.Env[Any, np.ndarray]):
 
 
 class DifferenceModel(nn.Module):
-    """Looks at the way from the point to the goal, which is all that matters."""
+    """Looks at the way from the point to the goal, which is all that matters.
+
+    Policy and value share no layer: returns of this task are about -30, and the value's gradients would drown the
+    policy's.
+    """
 
     recurrent = False
 
     def __init__(self, observation_space: gym.Space, distribution: Any, hidden_size: int = 32) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh())
-        self.policy = PolicyHead(distribution, hidden_size)
-        self.critic = ValueHead(hidden_size)
+
+        def body() -> list[nn.Module]:
+            return [nn.Linear(2, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh()]
+
+        self.policy = nn.Sequential(*body(), PolicyHead(distribution, hidden_size))
+        self.critic = nn.Sequential(*body(), ValueHead(hidden_size))
 
     def initial_state(self, num_envs: int) -> None:
         """None: no memory."""
 
     def forward(self, inputs: AgentInputs, state: Any = None, first: Tensor | None = None) -> Any:
         """Parameters of the action distribution, the value, and the next state."""
-        features = self.body(inputs.observation.goal - inputs.observation.position)
-        return (self.policy(features), self.critic(features)), state
+        return (self.policy(self.way(inputs)), self.value(inputs)), state
 
     def value(self, inputs: AgentInputs, state: Any = None, first: Tensor | None = None) -> Tensor:
         """The value alone."""
-        value: Tensor = self.forward(inputs)[0][1]
+        value: Tensor = self.critic(self.way(inputs))
         return value
+
+    def way(self, inputs: AgentInputs) -> Tensor:
+        """From the point to the goal."""
+        way: Tensor = inputs.observation.goal - inputs.observation.position
+        return way
 
 
 def make_trainer(total_env_steps: int = 100_000) -> Trainer:
