@@ -25,7 +25,7 @@ setup(
     version=version,
     description="Deep reinforcement learning at the speed of the machine: PyTorch, shared memory, one to many learners",
     packages=find_packages(include=["rlsurreal", "rlsurreal.*"]),
-    package_data={"rlsurreal": ["py.typed"]},
+    package_data={"rlsurreal": ["py.typed", "replays/*.c"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.8",

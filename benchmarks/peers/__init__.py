@@ -58,7 +58,9 @@ PEERS = {
         without_dependencies=("sample-factory==2.1.1",),  # asks for numpy < 2 and gymnasium < 1.0
         whole_runs=True,
     ),
-    "torchrl": Peer("TorchRL", (_TORCH, "torchrl==0.14.1", *_ENVS), _HERE / "run_torchrl.py", "torchrl"),
+    "torchrl": Peer(  # its C++ is built for this version of PyTorch: with another it has no sum tree
+        "TorchRL", ("torch==2.14.1", "torchrl==0.14.1", *_ENVS), _HERE / "run_torchrl.py", "torchrl"
+    ),
     "tianshou": Peer(
         "Tianshou", (_TORCH, "tianshou==2.0.1", *_ENVS), _HERE / "replay_tianshou.py", "tianshou", devices=("cpu",)
     ),

@@ -25,7 +25,7 @@ from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
 class NoiseState(NamedArrayTuple):
     """What `DeterministicAgent` carries from step to step."""
 
-    drift: Any  # float32 [B, dim]: the Ornstein-Uhlenbeck process; 0 at an episode's start
+    drift: Any  # float32 [B, dim]: the Ornstein-Uhlenbeck process, 0 at an episode's start; None for normal noise
     env: Any  # float32 [B]: global index of the environment
 
 
@@ -90,7 +90,8 @@ class DeterministicAgent(ModelAgent):
     """Takes the policy's action, with noise while it explores.
 
     Environment ``i`` of ``N``, counted over all ranks, has noise of standard deviation
-    ``noise * (1 + noise_spread * i / (N - 1))``, in units of half the action range.
+    ``noise * (1 + noise_spread * i / (N - 1))``, in units of half the action range.  Of an Ornstein-Uhlenbeck process
+    that is what each step adds: its own is larger by ``1 / sqrt(1 - (1 - theta)^2)``, 1.9 for theta 0.15.
     """
 
     model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=DeterministicPolicy))
@@ -137,7 +138,8 @@ class DeterministicAgent(ModelAgent):
     def initial_state(self, num_envs: int, first_env: int = 0) -> NoiseState:
         """The null state on the agent's device, ``[B]``."""
         env = torch.arange(first_env, first_env + num_envs, dtype=torch.float32, device=self.device)
-        return NoiseState(torch.zeros(num_envs, self._dim, device=self.device), env)
+        drifts = self.process == "ornstein_uhlenbeck"
+        return NoiseState(torch.zeros(num_envs, self._dim, device=self.device) if drifts else None, env)
 
     def act(self, inputs: AgentInputs, state: NoiseState, noise: Noise | None) -> tuple[AgentStep, NoiseState]:
         """Actions for ``[B]`` inputs; without ``noise`` the policy's own."""
@@ -145,12 +147,10 @@ class DeterministicAgent(ModelAgent):
             return AgentStep(self.learn(inputs)), state
         module: Any = self.module
         action = (module if self.parameter_noise is None else module.explorer)(inputs, None)[0]
-        drift = noise.normal
-        if self.process == "ornstein_uhlenbeck":
-            drift = (1 - self.theta) * state.drift + noise.normal
+        drift = None if state.drift is None else (1 - self.theta) * state.drift + noise.normal
         at_random, spread = module.exploration.unbind()
         scale = self.noise * (1 + spread * state.env)
-        action = (action + scale.unsqueeze(-1) * drift).clamp(-1, 1)
+        action = (action + scale.unsqueeze(-1) * (noise.normal if drift is None else drift)).clamp(-1, 1)
         anything = 2 * noise.uniform - 1
         return AgentStep(torch.where(at_random > 0, anything, action)), NoiseState(drift, state.env)
 

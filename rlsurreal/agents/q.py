@@ -11,7 +11,7 @@ from gymnasium import spaces as gs
 from torch import Tensor
 
 from rlsurreal.agents.base import ModelAgent, ModelSpec
-from rlsurreal.agents.return_heads import Expected, ReturnHead
+from rlsurreal.agents.return_heads import Expected, Quantile, ReturnHead
 from rlsurreal.models import QNetwork
 from rlsurreal.ops.values import any_index, greedy, select
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
@@ -70,6 +70,11 @@ class QAgent(ModelAgent):
         self.uses_previous: bool = module.recurrent
         self._has_taus = module.num_cosines is not None
         self.head.check(self.num_taus if self._has_taus else module.num_atoms)
+        if self._has_taus and not isinstance(self.head, Quantile):
+            raise ValueError(
+                f"the model has num_cosines={module.num_cosines}, so it gives quantiles, and the head is "
+                f"{type(self.head).__name__}; use head=Quantile()"
+            )
         self.noise_spec = NoiseSpec(normal=module.num_noise, uniform=2 + (self.num_taus if self._has_taus else 0))
         self._set_up(spaces, module, device)
         self.explore(0.0, 1, at_random=True)

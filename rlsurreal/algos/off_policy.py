@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,16 @@ from typing_extensions import Self
 from rlsurreal.algos.update import GradientStep, flatten_parameters
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.ops.values import polyak
-from rlsurreal.replays import Replay, ReplayRatio, Ticket
+from rlsurreal.replays import Fifo, Replay, ReplayRatio, Ticket, Windows
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.programs import Compile, should_compile
+from rlsurreal.utils.seeding import derive_seed
 from rlsurreal.utils.torch_tree import upload
 
 _UPDATES_PER_READING = 64  # of the metrics
+
+_log = logging.getLogger("rlsurreal")
 
 
 class Parts(NamedTuple):
@@ -52,6 +56,12 @@ class OffPolicy:
             raise ValueError(f"{type(self).__name__}.discount is {self.discount}; it must lie in [0, 1]")
         if self.batch_size < 1:
             raise ValueError(f"{type(self).__name__}.batch_size is {self.batch_size}; it must be at least 1")
+        if isinstance(self.replay.extractor, Windows) != self._learns_sequences:
+            what, whose = ("sequences", "Windows") if self._learns_sequences else ("transitions", "NStep")
+            raise ValueError(
+                f"{type(self).__name__} learns from {what}: it needs Replay(extractor={whose}(...)), and has "
+                f"{type(self.replay.extractor).__name__}"
+            )
 
     def initialize(
         self,
@@ -68,8 +78,13 @@ class OffPolicy:
         self._num_envs = batch.total_envs or batch.first_env + batch.num_envs
         own_seed = ranks.own_seed(seed)
         self._generator = torch.Generator(device=agent.device).manual_seed(own_seed)
+        if ranks.count > 1 and isinstance(self.replay.selector, Fifo):
+            raise ValueError(
+                f"replay.selector is Fifo, and there are {ranks.count} ranks, whose items come unevenly; use Uniform"
+            )
+        self.limiter.initialize()
         self.replay.initialize(
-            batch, seed=own_seed, discount=self.discount, device=agent.device, keep_info=self._keeps_info
+            batch, seed=own_seed, discount=self.discount, device=agent.device, keep_agent_info=self._keeps_agent_info
         )
         num_updates = None
         if num_iterations is not None:
@@ -79,7 +94,8 @@ class OffPolicy:
         self._num_updates = self._num_unread = 0
         self._parts = self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
 
-    _keeps_info = False  # of the agent and the environment, in the replay
+    _learns_sequences = False
+    _keeps_agent_info = False  # in the replay
     _seconds_saved = 1e-3  # by compiling, in each update of small networks on one CPU core
 
     def wants_threads(self, num_rows: int) -> bool:
@@ -128,12 +144,14 @@ class OffPolicy:
 
     def _update_normalizers(self, samples: Samples) -> None:
         """Take the slot into the running statistics of all networks that keep some."""
-        num_steps, device = self._batch.num_steps, self._agent.device
-        for network in (self._agent.module, *self._parts.networks.values()):
-            normalizer: Any = getattr(network, "normalizer", None)
-            if normalizer is not None:
-                env = samples.env[:num_steps]
-                normalizer.update(upload(env.observation, device), upload(env.valid, device), self._ranks.sum)
+        networks = (self._agent.module, *self._parts.networks.values())
+        found: list[Any] = [getattr(network, "normalizer", None) for network in networks]
+        normalizers = [normalizer for normalizer in found if normalizer is not None]
+        if normalizers:
+            env, device = samples.env[: self._batch.num_steps], self._agent.device
+            observation, valid = upload(env.observation, device), upload(env.valid, device)
+            for normalizer in normalizers:
+                normalizer.update(observation, valid, self._ranks.sum)
 
     def _take_metrics(self) -> dict[str, Any]:
         """Means over the gradient steps since the last call."""
@@ -174,7 +192,7 @@ class OffPolicy:
             "networks": {name: _copy(network.state_dict()) for name, network in self._parts.networks.items()},
             "own": {
                 "generator": self._generator.get_state(),
-                "sums": {name: step.sums.clone() for name, (step, _) in self._parts.steps.items()},
+                "sums": {name: step.sums.clone() for name, (step, _) in self._parts.steps.items()},  # this rank's
                 "replay": self.replay.state_dict() if self.save_replay else None,
             },
         }
@@ -190,12 +208,19 @@ class OffPolicy:
             network.load_state_dict(state["networks"][name])
         own = state["own"]
         if own is not None:
-            self._generator.set_state(own["generator"])
+            self._set_generator(own["generator"])
             for name, (step, _) in self._parts.steps.items():
                 step.sums.copy_(own["sums"][name])
             if own["replay"] is not None:
                 self.limiter.load_state_dict(state["limiter"])
                 self.replay.load_state_dict(own["replay"])
+
+    def _set_generator(self, state: Tensor) -> None:
+        if state.shape == self._generator.get_state().shape:
+            self._generator.set_state(state)
+        else:  # a GPU's is another one
+            _log.warning("the checkpoint is of another kind of device: what updates draw goes on from a new seed")
+            self._generator.manual_seed(derive_seed(self._seed, "resumed", self._ranks.index, self._num_updates))
 
 
 class Target:

@@ -7,18 +7,7 @@ from typing import Any
 
 import torch
 
-from rlsurreal.replays import Replay, Windows
 from rlsurreal.utils.namedarraytuple import Tree
-
-
-def windows_of(algo: object, replay: Replay) -> Windows:
-    """The extractor of ``replay``; ValueError where it is another kind."""
-    if not isinstance(replay.extractor, Windows):
-        raise ValueError(
-            f"{type(algo).__name__} learns from sequences: it needs Replay(extractor=Windows(...)), and has "
-            f"{type(replay.extractor).__name__}"
-        )
-    return replay.extractor
 
 
 def after_burn_in(run: Callable[[slice, Tree], tuple[Any, Tree]], state: Tree, burn_in: int) -> Any:

@@ -38,8 +38,8 @@ from rlsurreal.utils.namedarraytuple import Tree
 class CriticEnsemble(nn.Module):
     """K critics with the same layers and weights of their own, computed together as batched matrix products.
 
-    Critics of images share one encoder, which belongs to the ensemble.  A policy can be given the same one:
-    ``policy.trunk.encoder = critics.encoder``.
+    Critics of images share one encoder, which belongs to the ensemble; a policy can see through it, too (the
+    algorithms' ``share_encoder``).
 
     Args:
         observation_space: `Spaces.observation`.
@@ -146,7 +146,12 @@ class QEnsemble(nn.Module):
         observation_space: `Spaces.observation`.
         action_space: Discrete.
         num_critics: K.
-        **kwargs: of `QNetwork`, which must not be recurrent.
+        hidden_sizes, activation, layer_norm, encoder, dueling, precision: see `QNetwork`.
+        normalize_observation: put a `RunningNorm` in front of all.
+
+    Attributes:
+        normalizer: None without ``normalize_observation``.
+        num_critics: as given.
 
     Raises:
         ValueError: actions are not Discrete, or see `QNetwork`.
@@ -155,19 +160,41 @@ class QEnsemble(nn.Module):
     num_noise = 0
 
     def __init__(
-        self, observation_space: gym.Space, action_space: gym.Space, num_critics: int = 2, **kwargs: Any
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        num_critics: int = 2,
+        *,
+        hidden_sizes: Sequence[int] | None = None,
+        activation: str = "relu",
+        layer_norm: bool = False,
+        encoder: EncoderName = "auto",
+        dueling: bool = False,
+        normalize_observation: bool = False,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         if not isinstance(action_space, gs.Discrete):
             raise ValueError(f"action_space is {action_space}; QEnsemble is for Discrete actions, see CriticEnsemble")
         if num_critics < 1:
             raise ValueError(f"num_critics is {num_critics}; it must be at least 1")
-        networks = (QNetwork(observation_space, int(action_space.n), **kwargs) for _ in range(num_critics))
+        self.normalizer = RunningNorm(observation_space) if normalize_observation else None
+        options: Any = {
+            "hidden_sizes": hidden_sizes,
+            "activation": activation,
+            "layer_norm": layer_norm,
+            "encoder": encoder,
+            "dueling": dueling,
+            "precision": precision,
+        }
+        networks = (QNetwork(observation_space, int(action_space.n), **options) for _ in range(num_critics))
         self.networks = nn.ModuleList(networks)
         self.num_critics = num_critics
 
     def forward(self, observation: Tree) -> Tensor:
         """Values float32 ``[K, ..., A]``."""
+        if self.normalizer is not None:
+            observation = self.normalizer(observation)
         return torch.stack([network(AgentInputs(observation), None)[0] for network in self.networks])
 
 

@@ -51,23 +51,6 @@ def generalized_advantage_estimation(
     return advantage, advantage + value_t
 
 
-def discounted_return(
-    reward: Tensor, value: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor, *, discount: float
-) -> Tensor:
-    """Sum of discounted rewards to the episode's end, and from there, or from the last row, the discounted value.
-
-        G_t = r_t + discount * G_tp1                             (V_tp1 in place of G_tp1 where nothing is carried)
-
-    It is the target of GAE(1); arguments as there.  With values 0 it is the plain return within the slot.
-
-    Returns:
-        float ``[T, B]``; ``value[t]`` in rows that are not valid.
-    """
-    return generalized_advantage_estimation(
-        reward, value, terminated, truncated, valid, discount=discount, gae_lambda=1.0
-    )[1]
-
-
 def n_step_return(
     reward: Tensor,
     value: Tensor,

@@ -111,14 +111,6 @@ def bootstrapped_target(reward: Tensor, discount: Tensor, next_value: Tensor) ->
     return reward + torch.where(discount == 0, 0.0, discount * next_value)
 
 
-def rescaled_target(reward: Tensor, discount: Tensor, next_value: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """``h(reward + discount * h^-1(next_value))``: the target of a network whose values are `value_rescale`'d.
-
-    Arguments as in `bootstrapped_target`.
-    """
-    return value_rescale(bootstrapped_target(reward, discount, value_unscale(next_value, epsilon)), epsilon)
-
-
 def n_step_targets(
     reward: Tensor,
     terminated: Tensor,

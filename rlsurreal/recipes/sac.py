@@ -41,7 +41,7 @@ def droq_mujoco(env_id: str = "HalfCheetah-v5", seed: int = 0) -> Trainer:
     critic = ModelSpec(cls=CriticEnsemble, kwargs={"dropout": 0.01, "layer_norm": True})
     limiter = ReplayRatio(ratio=20 * 256, min_steps=5_000)
     trainer = sac_mujoco(env_id, seed)
-    algo = SAC(critic=critic, policy_interval=20, limiter=limiter)
+    algo = SAC(critic=critic, policy_interval=20, policy_value="mean", limiter=limiter)
     return replace(trainer, name=f"droq_{env_id}", total_env_steps=100_000, algo=algo)
 
 

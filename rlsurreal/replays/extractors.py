@@ -32,8 +32,6 @@ class Transitions(NamedArrayTuple):
     discount: Any  # float32 [N]
     next_observation: Tree
     weight: Any  # float32 [N]: importance weights
-    agent_info: Tree = None
-    env_info: Tree = None
 
 
 class Sequences(NamedArrayTuple):
@@ -50,7 +48,6 @@ class Sequences(NamedArrayTuple):
     first: Any
     state: Tree  # [N]: the agent's, recorded before row 0
     weight: Any  # float32 [N]
-    agent_info: Tree = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ class Extractor(Protocol):
     """What `Replay` asks of an extractor."""
 
     uses_state: bool  # whether recorded states of the agent are wanted
+    uses_env_info: bool  # whether the environment's recorded entries are
     lookback: int  # an item needs so many rows before its start, too
 
     @property
@@ -120,7 +118,7 @@ class NStep:
 
     num_steps: int = 1  # n
 
-    uses_state = False
+    uses_state = uses_env_info = False
     num_learned = 1
     lookback = 0
     stride = 1
@@ -145,8 +143,8 @@ class NStep:
     def extract(self, past: Past, items: Items, rng: np.random.Generator) -> Transitions:
         """See `Extractor`."""
         times = steps_of_return(past.timeline, items.rows, items.envs, self.num_steps)
-        reward = past.read("reward", times, items.envs)
-        return transitions(past, items, times, reward, self._discount)
+        places = past.ring.flat(times, items.envs)
+        return transitions(past, items, times, places, past.storage.read("reward", places), self._discount)
 
 
 def steps_of_return(timeline: Timeline, rows: np.ndarray, envs: np.ndarray, num_steps: int) -> np.ndarray:
@@ -157,29 +155,27 @@ def steps_of_return(timeline: Timeline, rows: np.ndarray, envs: np.ndarray, num_
     return times
 
 
-def transitions(past: Past, items: Items, times: np.ndarray, reward: Tensor, discount: float) -> Transitions:
-    """The batch of n-step returns over rows ``times`` ``[n, N]`` with ``reward`` ``[n, N]``."""
-    storage, last = past.storage, times[-1]
+def transitions(
+    past: Past, items: Items, times: np.ndarray, places: np.ndarray, reward: Tensor, discount: float
+) -> Transitions:
+    """The batch of n-step returns over rows ``times`` ``[n, N]``, at flat ``places``, with ``reward`` ``[n, N]``."""
+    storage, here, end = past.storage, places[0], places[-1]
     what_follows: Tensor | float = discount
-    here = end = past.ring.flat(items.rows, items.envs)
     if len(times) == 1:
         reward = reward[0]
     else:
-        end = past.ring.flat(last, items.envs)
-        length = last - items.rows + 1  # m
+        length = times[-1] - items.rows + 1  # m
         is_counted = np.arange(len(times))[:, None] < length
         factors = np.where(is_counted, discount ** np.arange(len(times))[:, None], 0.0).astype(np.float32)
         reward = torch.where(past.to_device(is_counted), past.to_device(factors) * reward, 0.0).sum(0)
         what_follows = past.to_device((discount**length).astype(np.float32))
     return Transitions(
-        observation=storage.observation(items.rows, items.envs),
+        observation=storage.observation(here),
         action=storage.read("action", here),
         reward=reward,
-        discount=torch.where(storage.read("terminated", end), 0.0, what_follows),
-        next_observation=storage.observation(last + 1, items.envs),
+        discount=storage.read("terminated", end).logical_not() * what_follows,
+        next_observation=storage.observation(past.ring.shift(end, 1)),
         weight=past.to_device(items.weight),
-        agent_info=storage.read("agent_info", here),
-        env_info=storage.read("env_info", here),
     )
 
 
@@ -196,7 +192,7 @@ class Windows:
     num_ahead: int = 5
     interval: int = 40
 
-    uses_state = True
+    uses_state, uses_env_info = True, False
     lookback = 1  # previous action and reward
 
     def __post_init__(self) -> None:
@@ -235,21 +231,22 @@ class Windows:
 
     def extract(self, past: Past, items: Items, rng: np.random.Generator) -> Sequences:
         """See `Extractor`."""
-        envs = items.envs
         times = items.rows + np.arange(self.num_rows)[:, None]  # [L, N]
-        first: Tensor = past.read("first", times, envs)
-        before: Tree = past.read("action", times - 1, envs)
+        places = past.ring.flat(times, items.envs)
+        before = past.ring.shift(places, -1)
+        read = past.storage.read
+        first: Tensor = read("first", places)
+        prev_action: Tree = read("action", before)
         return Sequences(
-            observation=past.storage.observation(times, np.broadcast_to(envs, times.shape)),
-            prev_action=where_first(first, tree_map(torch.zeros_like, before), before),
-            prev_reward=torch.where(first, 0.0, past.read("reward", times - 1, envs)),
-            action=past.read("action", times, envs),
-            reward=past.read("reward", times, envs),
-            terminated=past.read("terminated", times, envs),
-            truncated=past.read("truncated", times, envs),
-            valid=past.read("valid", times, envs),
+            observation=past.storage.observation(places),
+            prev_action=where_first(first, tree_map(torch.zeros_like, prev_action), prev_action),
+            prev_reward=torch.where(first, 0.0, read("reward", before)),
+            action=read("action", places),
+            reward=read("reward", places),
+            terminated=read("terminated", places),
+            truncated=read("truncated", places),
+            valid=past.to_device(past.timeline.is_valid(times, items.envs)),
             first=first,
             state=items.state,
             weight=past.to_device(items.weight),
-            agent_info=past.read("agent_info", times, envs),
         )

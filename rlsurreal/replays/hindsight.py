@@ -9,46 +9,35 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rlsurreal.replays.extractors import Items, Past, Transitions, steps_of_return, transitions
+from rlsurreal.replays.extractors import Items, NStep, Past, Transitions, steps_of_return, transitions
 from rlsurreal.replays.storage import Row
-from rlsurreal.replays.timeline import Timeline
 from rlsurreal.utils.namedarraytuple import Tree, tree_map
 
 ComputeReward = Callable[[np.ndarray, np.ndarray, Any], Any]  # (achieved_goal, desired_goal, info) -> reward
 
 
 @dataclass(kw_only=True, eq=False)
-class Hindsight:
+class Hindsight(NStep):
     """Makes `Transitions`, many of them with another goal (Andrychowicz et al. 2017, arXiv 1707.01495, ``future``).
 
     Observations are Dicts with the entries ``observation``, ``achieved_goal`` and ``desired_goal``.  With
     ``probability`` a transition that begins at row t gets as its goal what was achieved by a random row at or after t
-    of the same episode, and its rewards are computed anew.  ``terminated`` stays as recorded: the goal environments of
-    Gymnasium-Robotics never end on success.
+    of the same episode, and its rewards are computed anew.  ``terminated`` stays as recorded: reaching the goal must
+    not end episodes (in Gymnasium-Robotics' mazes that is ``continuing_task=True``, elsewhere it is so).
 
     ``compute_reward`` is theirs: arrays ``[k, ...]`` of goals achieved and desired, and the recorded ``env_info`` (a
-    structure of arrays ``[k]``), or None where the replay keeps none; rewards ``[k]``.
+    structure of arrays ``[k]``), or None where the environment records none; rewards ``[k]``.
     """
 
     compute_reward: ComputeReward
-    num_steps: int = 1  # n
     probability: float = 0.8  # the paper's four goals in hindsight to each original one
 
-    uses_state = False
-    num_learned = 1
-    lookback = 0
-    stride = 1
+    uses_env_info = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.probability <= 1:
             raise ValueError(f"Hindsight.probability is {self.probability}; it must lie in [0, 1]")
-        if self.num_steps < 1:
-            raise ValueError(f"Hindsight.num_steps is {self.num_steps}; it must be at least 1")
-
-    @property
-    def reach(self) -> int:
-        """See `Extractor`."""
-        return self.num_steps
 
     def initialize(self, example: Row, *, discount: float) -> None:
         """See `Extractor`.
@@ -56,17 +45,13 @@ class Hindsight:
         Raises:
             ValueError: observations have no goals.
         """
-        self._discount = discount
+        super().initialize(example, discount=discount)
         fields = getattr(example.observation, "_fields", ())
         if not {"achieved_goal", "desired_goal"} <= set(fields):
             raise ValueError(
                 f"Hindsight wants observations with achieved_goal and desired_goal, these have {fields or 'no parts'}; "
                 "use a goal environment, or NStep"
             )
-
-    def suits(self, timeline: Timeline, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
-        """Valid rows."""
-        return timeline.is_valid(rows, envs)
 
     def extract(self, past: Past, items: Items, rng: np.random.Generator) -> Transitions:
         """See `Extractor`.
@@ -75,12 +60,15 @@ class Hindsight:
             ValueError: ``compute_reward`` returns another number of rewards.
         """
         times = steps_of_return(past.timeline, items.rows, items.envs, self.num_steps)
-        reward: Tensor = past.read("reward", times, items.envs)
+        places = past.ring.flat(times, items.envs)
+        reward: Tensor = past.storage.read("reward", places)
         changed = np.flatnonzero(rng.random(len(items.rows)) < self.probability)
+        if not len(changed):
+            return transitions(past, items, times, places, reward, self._discount)
         goal, new_reward = self._relabel(past, items.rows[changed], items.envs[changed], times[:, changed], rng)
         index = past.to_device(changed)
         reward[:, index] = new_reward
-        batch = transitions(past, items, times, reward, self._discount)
+        batch = transitions(past, items, times, places, reward, self._discount)
         for observation in (batch.observation, batch.next_observation):
             observation.desired_goal[index] = goal
         return batch

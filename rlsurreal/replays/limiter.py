@@ -26,6 +26,10 @@ class ReplayRatio:
         if self.min_steps < 1:
             raise ValueError(f"ReplayRatio.min_steps is {self.min_steps}; it must be at least 1")
         self._exact_ratio = Fraction(self.ratio).limit_denominator(_MAX_DENOMINATOR)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Count from the start."""
         self.num_steps = 0  # that were appended
         self.num_items = 0  # that were learned from
 

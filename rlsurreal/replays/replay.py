@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rlsurreal.replays.extractors import Extractor, Items, NStep, Past
-from rlsurreal.replays.ring import Ring, Rows, gather, write
+from rlsurreal.replays.ring import Ring, Rows, flat_rows, gather, write
 from rlsurreal.replays.selectors import Selector, Starts, Uniform
 from rlsurreal.replays.storage import FullStorage, Row, Storage, allocate_rows, copy_leaves, fill_leaves
 from rlsurreal.replays.timeline import Timeline
@@ -60,7 +60,7 @@ class Replay:
         return dataclasses.replace(self, storage=dataclasses.replace(storage, file=f"{storage.file}.rank{index}"))
 
     def initialize(
-        self, batch: BatchSpec, *, seed: int, discount: float, device: torch.device, keep_info: bool = False
+        self, batch: BatchSpec, *, seed: int, discount: float, device: torch.device, keep_agent_info: bool = False
     ) -> None:
         """Get ready for slots of size ``batch``; memory is taken with the first one, which shows what rows look like.
 
@@ -69,12 +69,12 @@ class Replay:
             seed: of what is drawn.
             discount: of n-step returns.
             device: where batches go.
-            keep_info: the agent's and the environment's recorded entries, too.
+            keep_agent_info: what the agent recorded with its actions, too.
 
         Raises:
             ValueError: the capacity is too small for slots of this size.
         """
-        self._batch, self._discount, self._device, self._keep_info = batch, discount, device, keep_info
+        self._batch, self._discount, self._device, self._keep_agent_info = batch, discount, device, keep_agent_info
         stride = self.extractor.stride
         if batch.num_steps % stride:
             raise ValueError(
@@ -150,8 +150,8 @@ class Replay:
             terminated=env.terminated,
             truncated=env.truncated,
             first=env.first,
-            agent_info=agent.agent_info if self._keep_info else None,
-            env_info=env.env_info if self._keep_info else None,
+            agent_info=agent.agent_info if self._keep_agent_info else None,
+            env_info=env.env_info if self.extractor.uses_env_info else None,
         )
 
     def _allocate(self, values: Row, states: Tree) -> None:
@@ -162,6 +162,7 @@ class Replay:
         self._check_capacity()  # how many frames there are to a stack is known only now
         if states is not None and self.extractor.uses_state:
             self._states = allocate_rows(self.starts.ring.num_rows, states[0], device, None)
+            self._flat_states = flat_rows(self._states)
         self._is_allocated = True
         if self._saved is not None:
             self.storage.load_state_dict(self._saved["storage"])
@@ -173,7 +174,7 @@ class Replay:
         self._may_be_cut = False
         envs = np.arange(self._batch.num_envs)
         newest = np.full_like(envs, self.ring.newest)
-        last = self.storage.observation(newest, envs), self._past.read("first", newest, envs)
+        last = self.storage.observation(self.ring.flat(newest, envs)), self._past.read("first", newest, envs)
         now = values.observation[0], values.first[0]
         if not all(torch.equal(a.cpu(), b) for x, y in zip(last, now) for a, b in zip(leaves(x), leaves(y))):
             rows = self._advance(self._gap)
@@ -237,7 +238,9 @@ class Replay:
         if self.num_starts == 0 or not self._is_allocated:
             raise ValueError("the replay is empty; collect more before learning (min_steps)")
         drawn = self.selector.draw(num_items, self._rng, progress)
-        state = gather(self._states, self.starts.ring.flat(drawn.starts, drawn.envs))
+        state = None
+        if self._states is not None:
+            state = gather(self._flat_states, self.starts.ring.flat(drawn.starts, drawn.envs))
         items = Items(drawn.starts * self.extractor.stride, drawn.envs, drawn.weight, state)
         batch = self.extractor.extract(self._past, items, self._rng)
         if self.storage.device != self._device:

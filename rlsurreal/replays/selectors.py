@@ -124,20 +124,25 @@ class Uniform:
         Raises:
             ValueError: no item suits.
         """
-        there, num_envs = self._starts, self._starts.ring.num_envs
+        there, num_envs = self._starts, self._starts.ring.num_envs  # items are counted over starts and environments
         low, high = there.first * num_envs, there.stop * num_envs
         suits, num_places = there.suits.reshape(-1), there.suits.size
         drawn = rng.integers(low, high, num_items)
-        wrong = np.flatnonzero(~suits[drawn % num_places])
+        suit = suits[drawn % num_places]
+        if not suit.all():
+            self._draw_again(drawn, np.flatnonzero(~suit), rng)
+        return Drawn(*np.divmod(drawn, num_envs), np.ones(num_items, np.float32))
+
+    def _draw_again(self, drawn: np.ndarray, wrong: np.ndarray, rng: np.random.Generator) -> None:
+        there, num_envs = self._starts, self._starts.ring.num_envs
+        suits = there.suits.reshape(-1)
         for _ in range(_MAX_REDRAWS):
+            drawn[wrong] = rng.integers(there.first * num_envs, there.stop * num_envs, len(wrong))
+            wrong = wrong[~suits[drawn[wrong] % suits.size]]
             if not len(wrong):
-                break
-            drawn[wrong] = rng.integers(low, high, len(wrong))
-            wrong = wrong[~suits[drawn[wrong] % num_places]]
-        places = drawn % num_places
-        if len(wrong):
-            places[wrong] = rng.choice(_some(there.suitable_places()), len(wrong))
-        return Drawn(*there.at(places), np.ones(num_items, np.float32))
+                return
+        starts, envs = there.at(rng.choice(_some(there.suitable_places()), len(wrong)))
+        drawn[wrong] = starts * num_envs + envs
 
     def update(self, starts: np.ndarray, envs: np.ndarray, priority: np.ndarray) -> None:
         """Nothing: here are no priorities."""

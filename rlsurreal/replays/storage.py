@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlsurreal.distributed.shared_arrays import allocate, plain
-from rlsurreal.replays.ring import Ring, Rows, gather, write
+from rlsurreal.replays.ring import Ring, Rows, flat_rows, gather, write
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
 from rlsurreal.utils.torch_tree import to_torch
 
@@ -32,7 +32,7 @@ class Row(NamedArrayTuple):
     truncated: Any
     first: Any
     agent_info: Tree  # None unless the algorithm asks for it
-    env_info: Tree
+    env_info: Tree  # None unless the extractor does
 
 
 class Storage(Protocol):
@@ -54,8 +54,8 @@ class Storage(Protocol):
     def read(self, field: str, flat: np.ndarray) -> Tree:
         """Entries of a field (dotted, if it lies deeper) at flat places (see `Ring.flat`), any shape."""
 
-    def observation(self, rows: np.ndarray, envs: np.ndarray) -> Tree:
-        """Observations of absolute ``rows`` of ``envs``, of one shape."""
+    def observation(self, flat: np.ndarray) -> Tree:
+        """Observations at flat places, any shape."""
 
     def state_dict(self) -> dict[str, Any]:
         """All rows."""
@@ -76,6 +76,7 @@ class FullStorage:
         """See `Storage`."""
         self._ring, self.device = ring, device
         self.rows = allocate_rows(ring.num_rows, example, device, self.file)
+        self._flat = flat_rows(self.rows)
 
     def append(self, rows: Rows, values: Row, begins: bool) -> None:
         """See `Storage`."""
@@ -83,11 +84,11 @@ class FullStorage:
 
     def read(self, field: str, flat: np.ndarray) -> Tree:
         """See `Storage`."""
-        return gather(attrgetter(field)(self.rows), flat)
+        return gather(attrgetter(field)(self._flat), flat)
 
-    def observation(self, rows: np.ndarray, envs: np.ndarray) -> Tree:
+    def observation(self, flat: np.ndarray) -> Tree:
         """See `Storage`."""
-        return gather(self.rows.observation, self._ring.flat(rows, envs))
+        return gather(self._flat.observation, flat)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Storage`."""
@@ -124,6 +125,7 @@ class FrameStorage:
             )
         self._ring, self.device, self.lookback = ring, device, stack.shape[1] - 1
         self.rows = allocate_rows(ring.num_rows, example._replace(observation=stack[:, -1]), device, self.file)
+        self._flat = flat_rows(self.rows)
         # How many of the rows before have a frame in the stack; in the host's memory, which says where to read.
         self._age = np.zeros((ring.num_rows, ring.num_envs), np.uint8)
 
@@ -164,14 +166,14 @@ class FrameStorage:
 
     def read(self, field: str, flat: np.ndarray) -> Tree:
         """See `Storage`."""
-        return gather(attrgetter(field)(self.rows), flat)
+        return gather(attrgetter(field)(self._flat), flat)
 
-    def observation(self, rows: np.ndarray, envs: np.ndarray) -> Tree:
+    def observation(self, flat: np.ndarray) -> Tree:
         """See `Storage`."""
-        age = self._age.reshape(-1)[self._ring.flat(rows, envs)][..., None]
+        age = self._age.reshape(-1)[flat][..., None]
         back = np.arange(self.lookback, -1, -1)
         steps = np.minimum(back, age) if self.padding == "first" else back
-        stack: Tensor = gather(self.rows.observation, self._ring.flat(rows[..., None] - steps, envs[..., None]))
+        stack: Tensor = gather(self._flat.observation, self._ring.shift(flat[..., None], -steps))
         if self.padding == "zeros":
             missing = np.nonzero(back > age)
             if len(missing[0]):

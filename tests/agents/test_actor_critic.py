@@ -369,7 +369,7 @@ def test_model_of_the_users_own_acts_and_keeps_no_normalizer():
     agent.initialize(sampler.connect(seed=0), seed=0)
     sampler.initialize(agent, discount=0.9)
     samples = sampler.obtain()
-    assert isinstance(agent.module, example.DifferenceModel) and agent.module.body[0].out_features == 5
+    assert isinstance(agent.module, example.DifferenceModel) and agent.module.policy[0].out_features == 5
     (params, value), _ = agent.module(AgentInputs(samples.env.observation[:10]))
     torch.testing.assert_close(value, samples.agent.agent_info.value[:10])
     torch.testing.assert_close(params.mean, samples.agent.agent_info.params.mean[:10])

@@ -178,7 +178,3 @@ def test_recurrent_gradient_is_cut_at_recorded_states(state_interval):
     expected = torch.autograd.grad(total / count, list(agent.module.parameters()))
     for gradient, by_loop in zip(ours, expected, strict=True):
         torch.testing.assert_close(gradient, by_loop, atol=1e-5, rtol=1e-4)
-
-
-def test_defaults_are_the_discounted_return():
-    assert A2C().gae_lambda == 1.0

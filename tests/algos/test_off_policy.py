@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import threading
 from dataclasses import replace
@@ -15,7 +16,7 @@ from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, Paramet
 from rlsurreal.algos import D4PG, DDPG, DQN, R2D2, SAC, TD3, DiscreteSAC, RecurrentSAC, StateValueSAC
 from rlsurreal.algos.off_policy import Target
 from rlsurreal.distributed.ranks import ALONE, Ranks
-from rlsurreal.envs import GymnasiumEnv
+from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv
 from rlsurreal.models import (
     CriticEnsemble,
     DeterministicPolicy,
@@ -24,12 +25,14 @@ from rlsurreal.models import (
     RecurrentCritics,
     StochasticPolicy,
 )
-from rlsurreal.replays import NStep, Prioritized, Replay, ReplayRatio, Ticket, Windows
+from rlsurreal.replays import Fifo, Hindsight, NStep, Prioritized, Replay, ReplayRatio, Ticket, Windows
 from rlsurreal.runners import CheckpointPolicy, Trainer
-from rlsurreal.samplers import ParallelSampler, SerialSampler
+from rlsurreal.samplers import AsyncSampler, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
+from rlsurreal.testing.envs import BitFlipEnv
 from rlsurreal.testing.ranks import run_ranks
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, tree_map
+from rlsurreal.utils.schedules import Linear
 
 torch.set_num_threads(1)
 BATCH = BatchSpec(4, 2)
@@ -79,12 +82,16 @@ CASES: dict[str, Any] = {
         lambda: q_agent(Categorical(-5, 5), num_atoms=7, dueling=True, noisy=True),
         lambda: DQN(**settings(target_interval=2)),
     ),
-    "qr-dqn": (CARTPOLE, lambda: q_agent(Quantile(), num_atoms=7), lambda: DQN(**settings(double=False))),
-    "iqn": (CARTPOLE, lambda: q_agent(Quantile(), num_cosines=8), lambda: DQN(**settings())),
+    "qr-dqn": (
+        CARTPOLE,
+        lambda: q_agent(Quantile(), num_atoms=7),
+        lambda: DQN(**settings(double=False, target_interval=2)),
+    ),
+    "iqn": (CARTPOLE, lambda: q_agent(Quantile(), num_cosines=8), lambda: DQN(**settings(target_interval=2))),
     "r2d2": (
         CARTPOLE,
         lambda: q_agent(recurrent="lstm", recurrent_size=5),
-        lambda: R2D2(**settings(replay=sequences(), limiter=ReplayRatio(ratio=12, min_steps=40))),
+        lambda: R2D2(**settings(replay=sequences(), limiter=ReplayRatio(ratio=12, min_steps=40), target_interval=2)),
     ),
     "sac": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), **settings())),
     "sac-fixed": (PENDULUM, policy_agent, lambda: SAC(critic=critic(), temperature=0.2, **settings())),
@@ -140,19 +147,22 @@ CASES: dict[str, Any] = {
 EVERY = pytest.mark.parametrize("name", CASES)
 
 
-def sampler_of(env_id: str) -> SerialSampler:
-    return SerialSampler(
-        env=GymnasiumEnv(factory=env_id, kwargs={"max_episode_steps": 9}), batch=BATCH, state_interval=2
-    )
+def sampler_of(env_id: str, **settings: Any) -> SerialSampler:
+    env = GymnasiumEnv(factory=env_id, kwargs={"max_episode_steps": 9})
+    return SerialSampler(env=env, batch=BATCH, state_interval=2, **settings)
 
 
 class Run:
     """Sampler, agent and algorithm, driven by hand."""
 
-    def __init__(self, name: str, compile: Any = "off", ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, name: str, compile: Any = "off", ranks: Ranks = ALONE, mid_batch_reset: bool = True, **changes: Any
+    ) -> None:
+        """``changes``: of the algorithm's settings."""
         env_id, make_agent, make_algo = CASES[name]
-        self.sampler, self.agent, self.algo = sampler_of(env_id), make_agent(), make_algo()
-        self.algo = replace(self.algo, batch_size=self.algo.batch_size // ranks.count)
+        self.sampler, self.agent = sampler_of(env_id, mid_batch_reset=mid_batch_reset), make_agent()
+        algo = make_algo()
+        self.algo = replace(algo, batch_size=algo.batch_size // ranks.count, **changes)
         self.agent.initialize(self.sampler.connect(seed=3), seed=1)
         self.algo.initialize(self.agent, BATCH, seed=2, compile=compile, ranks=ranks)
         self.sampler.initialize(self.agent, discount=self.algo.discount)
@@ -178,11 +188,13 @@ def flatten(prefix: str, tree: Any) -> dict[str, torch.Tensor]:
     return {prefix: tree.clone()} if isinstance(tree, torch.Tensor) else {}
 
 
+@pytest.mark.parametrize("mid_batch_reset", [True, False], ids=["mid-batch-reset", "wait-for-reset"])
 @EVERY
-def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name):
-    run = Run(name)
+def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name, mid_batch_reset):
+    run = Run(name, mid_batch_reset=mid_batch_reset)
     before = {key: tensor.clone() for key, tensor in run.agent.tensors().items()}
     metrics = run.advance(30)
+    assert run.num_steps < (0.95 if mid_batch_reset else 0.9) * 30 * BATCH.num_steps * BATCH.num_envs, "invalid rows"
     after = run.agent.tensors()
     moved = {key for key in before if before[key].is_floating_point() and not torch.equal(before[key], after[key])}
     assert {name for name, _ in run.agent.module.named_parameters()} <= moved
@@ -193,12 +205,60 @@ def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name):
     assert metrics[-1]["replay/ratio"] == pytest.approx(limiter.ratio, rel=0.2)
 
 
+@EVERY
+def test_the_discount_is_the_algorithms(name):
+    run = Run(name, discount=0.7)
+    run.advance(20)
+    if isinstance(run.algo.replay.extractor, NStep):
+        batch, _ = run.algo.replay.sample(64)
+        found = {round(x, 5) for x in batch.discount.tolist()}
+        assert {0.343} < found <= {0.0, 0.7, 0.49, 0.343}
+    else:  # the algorithm's own targets, see the tests of its loss
+        assert run.algo.discount == 0.7
+
+
+@EVERY
+def test_each_network_learns_at_the_rate_of_its_schedule(name):
+    source = Run(name)
+    source.advance(20)
+    batch, _ = source.algo.replay.sample(8)
+    rates = {"learning_rate": Linear(0.02, 0.0)}
+    if isinstance(source.algo, DDPG):
+        rates["critic_learning_rate"] = Linear(0.2, 0.0)
+    changes = {"policy_interval": 1} if hasattr(source.algo, "policy_interval") else {}
+    algo = Run(name, adam_eps=1e-12, **rates, **changes).algo
+    before = {key: step.flat.clone() for key, (step, _) in algo._parts.steps.items()}
+    algo._update(batch, 0.5)
+    for key, (step, _) in algo._parts.steps.items():
+        rate = 0.1 if key == "critic" and isinstance(algo, DDPG) else 0.01
+        moved = (step.flat - before[key]).abs().max().item()
+        assert moved == pytest.approx(rate, rel=1e-3), f"{key}: Adam's first step"
+
+
+def test_progress_reaches_the_replay():
+    run, seen = Run("dqn"), []
+    run.advance(8)
+    sample = run.algo.replay.sample
+    run.algo.replay.sample = lambda size, progress: (seen.append(progress), sample(size, progress))[1]
+    run.advance(2)
+    assert set(seen) == {0.5}
+
+
 def test_statistics_of_observations_are_kept_by_every_network_that_wants_them():
     run = Run("sac-normalized")
     run.advance(5)
     for network in (run.agent.module, run.algo._critics, run.algo._target.module):
         (leaf,) = network.normalizer.leaves
         assert leaf.count.item() == run.num_steps > 20 and leaf.mean.any()
+
+
+def test_critics_of_discrete_actions_keep_their_statistics():
+    critics = ModelSpec(cls=QEnsemble, kwargs={**SMALL, "normalize_observation": True})
+    run = Run("discrete-sac", critic=critics)
+    run.advance(5)
+    (leaf,) = run.algo._critics.normalizer.leaves
+    assert leaf.count.item() == run.num_steps > 20 and leaf.mean.any()
+    assert run.algo._target.module.normalizer.leaves[0].count.item() == run.num_steps
 
 
 def test_networks_with_memory_are_refused_where_it_is_not_learned():
@@ -226,8 +286,15 @@ def test_nothing_is_learned_before_there_is_enough(name):
 def test_target_networks_equal_the_networks_at_the_start(name):
     algo = Run(name).algo
     targets = [value for value in vars(algo).values() if isinstance(value, Target)]
-    assert targets
-    for target in targets:
+    if isinstance(algo, DQN):
+        followed = [algo._agent.module]
+    elif isinstance(algo, SAC):
+        followed = [algo._value if isinstance(algo, StateValueSAC) else algo._critics]
+    else:
+        followed = [algo._critics, algo._agent.module]
+    assert len(targets) == len(followed)
+    for target, network in zip(targets, followed):
+        assert target._online.data_ptr() == next(iter(network.parameters())).data_ptr()
         assert torch.equal(target._flat, target._online)
         assert target._flat.data_ptr() != target._online.data_ptr()
         target._online.add_(1.0)
@@ -297,15 +364,107 @@ def test_workers_and_checkpoints(name, tmp_path):
     assert "replay/ratio" in lines[0] and len(lines) > 5
 
 
+def test_a_second_run_of_one_trainer_begins_anew(tmp_path):
+    trainer = Trainer(
+        agent=policy_agent(),
+        algo=CASES["sac"][2](),
+        sampler=sampler_of(PENDULUM),
+        total_env_steps=100,
+        log_interval_steps=40,
+        root=str(tmp_path),
+        console="off",
+        tensorboard=False,
+    )
+    rows = []
+    for _ in range(2):
+        lines = list(csv.DictReader((trainer.train() / "progress.csv").open()))
+        rows.append([{key: row[key] for key in row if not key.startswith(("time", "rate"))} for row in lines])
+    assert rows[0] == rows[1] and float(rows[0][-1]["update/updates"]) > 5
+
+
+def test_a_checkpoint_of_another_kind_of_device_goes_on(caplog):
+    run, other = Run("sac"), Run("sac")
+    run.advance(8)
+    state = run.algo.state_dict()
+    state["own"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # as long as a GPU's
+    other.algo.load_state_dict(state)
+    assert "another kind of device" in caplog.text
+    fresh = torch.Generator().manual_seed(2).get_state()
+    assert not torch.equal(other.algo._generator.get_state(), fresh), "numbers that were drawn are not drawn again"
+
+
+class CountedFlips(BitFlipEnv):
+    """Says how many flips there were."""
+
+    def step(self, action: Any) -> Any:
+        *rest, _ = super().step(action)
+        return *rest, {"flips": float(self._steps)}
+
+
+def test_recorded_info_reaches_the_reward_in_hindsight():
+    seen: list[Any] = []
+
+    def compute_reward(achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
+        seen.append(info.flips)
+        return BitFlipEnv.compute_reward(achieved, desired, info)
+
+    env = GymnasiumEnv(factory=CountedFlips, kwargs={"num_bits": 3}, info_fields={"flips": 0.0})
+    sampler, agent = SerialSampler(env=env, batch=BATCH), q_agent()
+    algo = DQN(**settings(replay=Replay(capacity=400, extractor=Hindsight(compute_reward=compute_reward))))
+    agent.initialize(sampler.connect(seed=3), seed=1)
+    algo.initialize(agent, BATCH, seed=2)
+    sampler.initialize(agent, discount=0.9)
+    for _ in range(8):
+        samples = sampler.obtain()
+        algo.update(samples, 0.5)
+        sampler.release(samples)
+    assert set(np.concatenate(seen)) == {1.0, 2.0, 3.0}
+
+
+def test_fifo_is_for_one_rank():
+    def learn(ranks: Ranks) -> None:
+        with BUILDING:
+            Run("dqn", ranks=ranks, replay=Replay(capacity=400, selector=Fifo()))
+
+    with pytest.raises(ValueError, match="Fifo, and there are 2 ranks"):
+        run_ranks(2, learn)
+
+
+@pytest.mark.parametrize("name", ["dqn", "r2d2", "sac", "td3"])
+@pytest.mark.parametrize("kind", ["lock step", "asynchronous"])
+def test_native_engines(kind, name):
+    pytest.importorskip("envpool", reason="EnvPool needs Python 3.11")
+    env_id, make_agent, make_algo = CASES[name]
+    shared: Any = {"env": EnvPoolEnv(task_id=env_id), "batch": BatchSpec(4, 4), "state_interval": 2}
+    sampler: Any = SerialSampler(**shared) if kind == "lock step" else AsyncSampler(**shared, num_ready=2)
+    agent, algo = make_agent(), make_algo()
+    try:
+        agent.initialize(sampler.connect(seed=3), seed=1)
+        algo.initialize(agent, shared["batch"], seed=2)
+        sampler.initialize(agent, discount=0.99)
+        steps = 0
+        for _ in range(20):
+            samples = sampler.obtain()
+            steps += int(samples.env.valid[:-1].sum())
+            algo.update(samples, 0.5)
+            sampler.release(samples)
+    finally:
+        sampler.close()
+    due = (steps - algo.limiter.min_steps) * algo.limiter.ratio
+    assert algo._num_updates == due // (algo.batch_size * algo.replay.extractor.num_learned) > 5
+
+
 def test_bad_settings_are_refused():
     for algo, own, message in [
         (DQN, {"target_interval": 0}, "DQN.target_interval is 0"),
         (DQN, {"target_tau": 0.0}, "DQN.target_tau"),
         (DQN, {"batch_size": 0}, "DQN.batch_size is 0"),
         (SAC, {"temperature": -1.0}, "SAC.temperature is -1"),
+        (SAC, {"policy_value": "max"}, "SAC.policy_value is 'max'; choose 'min' or 'mean'"),
         (TD3, {"policy_interval": 0}, "TD3.policy_interval is 0"),
         (TD3, {"target_noise": -0.1}, "TD3.target_noise is -0.1"),
-        (R2D2, {"replay": Replay()}, "Windows"),
+        (R2D2, {"replay": Replay()}, "R2D2 learns from sequences: .*Windows.*has NStep"),
+        (DQN, {"replay": Replay(extractor=Windows())}, "DQN learns from transitions: .*NStep.*has Windows"),
         (R2D2, {"eta": 2.0}, "R2D2.eta is 2"),
         (DDPG, {"discount": 1.5}, "DDPG.discount is 1.5"),
     ]:
@@ -351,7 +510,7 @@ def test_two_ranks_with_half_the_batch_are_one_with_the_whole(name, monkeypatch)
 
     def learn(ranks: Ranks) -> tuple[dict[str, torch.Tensor], dict[str, float], list[torch.Tensor]]:
         with BUILDING:
-            run = Run(name, ranks=ranks)
+            run = Run(name, ranks=ranks, target_tau=0.5)  # so that targets move by more than is tolerated below
         priorities = []
         for batch in batches:
             priorities.append(run.algo._update(batch if ranks.count == 1 else half_of(batch, ranks.index), 0.5).clone())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 import rlsurreal.algos.pg.ppo as ppo_module
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
@@ -18,7 +19,6 @@ from rlsurreal.algos.pg.ppo import METRICS, Coefficients, ppo_loss
 from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import ActorCritic
-from rlsurreal.ops.losses import masked_mean, ppo_clip_loss, value_loss
 from rlsurreal.ops.returns import generalized_advantage_estimation
 from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec, Samples, inputs_of
@@ -182,6 +182,7 @@ def test_kl_penalty_by_hand():
         kl_hinge_coeff=7.0,
         normalize_advantage="off",
         value_loss_coeff=0.0,
+        entropy_coeff=0.0,
     )
     run = Run(ppo, PENDULUM)
     ratios, advantages = [3.0, 0.2, 1.0], [2.0, -1.0, 5.0]
@@ -205,9 +206,17 @@ def test_kl_penalty_by_hand():
         )
         surrogate = -sum(r * a for r, a in zip(ratios, advantages)) / 3  # not clipped
         expected = surrogate + 3 * kl + 7 * max(0.0, kl - 0.02) ** 2
-        _, parts = ppo_loss(run.agent, moved, ppo._coefficients(0.0), ppo)
+        loss, parts = ppo_loss(run.agent, moved, ppo._coefficients(0.0), ppo)
         assert parts[KL].item() == pytest.approx(kl, abs=1e-6)
-        assert parts[0].item() == pytest.approx(expected, rel=1e-5)
+        assert parts[0].item() == loss.item() == pytest.approx(expected, rel=1e-5)
+        (params, _), _ = run.agent.module(rows.inputs, None, None)
+        policy, before = (Normal(p.mean, p.log_std.exp()) for p in (params, moved.old_params))
+        kl = kl_divergence(before, policy).sum(-1).mean()
+        ratio = (policy.log_prob(rows.action).sum(-1) - rows.old_log_prob).exp()
+        expected = -(ratio * rows.advantage).mean() + 3 * kl + 7 * (kl - 0.02).clamp(min=0) ** 2
+        for ours, theirs in zip(run.gradient(loss), run.gradient(expected), strict=True):
+            theirs = torch.zeros_like(ours) if theirs is None else theirs
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
@@ -274,20 +283,13 @@ def test_halves_weighted_by_their_valid_rows_are_the_whole(objective):
 
 
 def test_halves_with_the_number_of_valid_rows_of_both_add_up_to_the_whole():
-    ppo = PPO(normalize_advantage="batch")
+    ppo = PPO(normalize_advantage="batch", value_clip_range=0.2, entropy_coeff=0.1)
     run = Run(ppo)
     rows = rows_of(ppo._prepare(run.sample())[1])
     rows = rows._replace(old_log_prob=rows.old_log_prob + 0.3 * torch.randn(len(rows.valid)))
 
     def gradient(part: Rollout, num_valid: Tensor | None) -> list[Tensor]:
-        (params, value), _ = run.agent.module(part.inputs, None, None)
-        log_prob = run.agent.distribution.log_prob(params, part.action)
-        options: Any = {"clip_range": 0.2, "num_valid": num_valid}
-        policy = ppo_clip_loss(log_prob, part.old_log_prob, part.advantage, part.valid, **options).loss
-        critic = value_loss(value, part.target, part.valid, old_value=part.old_value, **options)
-        return run.gradient(
-            policy + critic - masked_mean(run.agent.distribution.entropy(params), part.valid, num_valid)
-        )
+        return run.gradient(ppo_loss(run.agent, part._replace(num_valid=num_valid), ppo._coefficients(0.0), ppo)[0])
 
     whole = gradient(rows, None)
     parts = [gradient(half, rows.valid.sum()) for half in (rows[:11], rows[11:])]

@@ -22,8 +22,8 @@ from tests.algos.test_on_policy_ranks import ALGOS, B, T, columns, some_slots
 torch.set_num_threads(1)
 
 
-def check(name, step, whole, part):
-    assert step._averaging is not None, name  # DistributedDataParallel
+def check(name, steps, whole, part):
+    assert all(step._averaging is not None for step in steps), name  # DistributedDataParallel
     for key, expected in whole[0].items():
         if "generator" not in key:
             torch.testing.assert_close(part[0][key], expected, atol=3e-5, rtol=1e-3, msg=f"{name}: {key}")
@@ -32,12 +32,12 @@ def check(name, step, whole, part):
 
 
 def replayed(name, batches, ranks):
-    run = Run(name, ranks=ranks)
+    run = Run(name, ranks=ranks, target_tau=0.5)
     for batch in batches:
         run.algo._update(batch if ranks.count == 1 else half_of(batch, ranks.index), 0.5)
         run.algo._num_updates += 1
     metrics = {key: float(value) for key, value in run.algo._take_metrics().items()}
-    return (run.tensors(), [metrics]), next(iter(run.algo._parts.steps.values()))[0]
+    return (run.tensors(), [metrics]), [step for step, _ in run.algo._parts.steps.values()]
 
 
 def on_policy(name, recurrent, ranks):
@@ -54,7 +54,7 @@ def on_policy(name, recurrent, ranks):
     algo.initialize(agent, BatchSpec(T, B // ranks.count), seed=3, ranks=ranks)
     parts = [slot if ranks.count == 1 else columns(slot, ranks.index) for slot in slots]
     metrics = [{key: float(value) for key, value in algo.update(part, 0.0).items()} for part in parts]
-    return ({key: tensor.clone() for key, tensor in agent.tensors().items()}, metrics), algo._gradient_step
+    return ({key: tensor.clone() for key, tensor in agent.tensors().items()}, metrics), [algo._gradient_step]
 
 
 batches = {}
@@ -69,13 +69,13 @@ torch.randn, torch.rand = (
 with join(60) as ranks:
     for name in CASES:
         whole, _ = replayed(name, batches[name], ALONE)
-        part, step = replayed(name, batches[name], ranks)
-        check(name, step, whole, part)
+        part, steps = replayed(name, batches[name], ranks)
+        check(name, steps, whole, part)
     for name in ALGOS:
         for recurrent in (None, "lstm"):
             whole, _ = on_policy(name, recurrent, ALONE)
-            part, step = on_policy(name, recurrent, ranks)
-            check(name, step, whole, part)
+            part, steps = on_policy(name, recurrent, ranks)
+            check(name, steps, whole, part)
     assert (len(CASES), 2 * len(ALGOS)) == (16, 12)
     print("checked", flush=True)
 """

@@ -1,7 +1,8 @@
-"""The losses of SAC, DDPG, TD3 and D4PG against slow definitions."""
+"""The losses of SAC, DDPG, TD3 and D4PG against slow definitions, and against numbers worked out by hand."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,8 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, PolicyAgent
 from rlsurreal.algos import D4PG, DDPG, SAC, TD3, DiscreteSAC
+from rlsurreal.distributions.discrete import CategoricalParams
+from rlsurreal.distributions.gaussian import GaussianParams
 from rlsurreal.models import CriticEnsemble, DeterministicPolicy, QEnsemble, StochasticPolicy
 from rlsurreal.replays import Transitions
 from rlsurreal.structs import AgentInputs, BatchSpec, Noise, Spaces
@@ -93,6 +96,26 @@ def test_sac_policy_and_temperature_by_a_slow_definition():
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     # The temperature rises while the policy's entropy is below its target (-2), and falls above it.
     assert own[-1].item() == pytest.approx(-(log_prob.mean().item() - 2.0), rel=1e-4)
+
+
+def test_droq_drops_other_units_in_each_pass_and_climbs_the_mean():
+    agent = PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"hidden_sizes": (5,)}))
+    settings: Any = {"temperature": 0.3, "policy_value": "mean"}
+    algo = set_up(agent, SAC(batch_size=N, critic=critic(dropout=0.4, layer_norm=True), **settings))
+    data, noise = batch(), torch.randn(N, 2, generator=torch.Generator().manual_seed(9))
+    target_mask, own_mask = algo._dropout(2)
+    assert target_mask.shape == (2, N, 5) and not torch.equal(target_mask < 0.4, own_mask < 0.4)
+    loss, _, _ = algo._critic_loss(data, noise, torch.stack([target_mask, own_mask]))
+    with torch.no_grad():
+        action, log_prob = slow_sac_action(algo, data.next_observation, noise)
+        after = algo._target.module(data.next_observation, action, target_mask)
+        target = data.reward + data.discount * (torch.minimum(after[0], after[1]) - 0.3 * log_prob)
+        errors = algo._critics(data.observation, data.action, own_mask) - target
+    torch.testing.assert_close(loss, (data.weight * errors**2).sum(0).mean() / 2, rtol=1e-4, atol=1e-5)
+    loss, _ = algo._policy_loss(data.observation, noise, own_mask[None])
+    action, log_prob = slow_sac_action(algo, data.observation, noise)
+    values = algo._critics(data.observation, action, own_mask)
+    torch.testing.assert_close(loss, (0.3 * log_prob - (values[0] + values[1]) / 2).mean(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("entropy", "rises"), [(100.0, True), (-100.0, False)])
@@ -271,11 +294,167 @@ def test_discrete_sac_by_a_slow_definition():
 
 
 def test_each_sac_refuses_the_other_ones_actions():
-    for algo, space, message in [
-        (SAC(), gym.spaces.Discrete(3), "use DiscreteSAC"),
-        (DiscreteSAC(), SPACES.action, "Discrete actions"),
+    recurrent = ModelSpec(cls=StochasticPolicy, kwargs={"recurrent": "gru"})
+    for algo, space, model, message in [
+        (SAC(), gym.spaces.Discrete(3), {}, "use DiscreteSAC"),
+        (SAC(target_entropy=-1.0), gym.spaces.Discrete(3), {}, "use DiscreteSAC"),
+        (DiscreteSAC(), SPACES.action, {}, "Discrete actions"),
+        (DiscreteSAC(target_entropy=0.5), SPACES.action, {}, "Discrete actions"),
+        (DiscreteSAC(), gym.spaces.Discrete(3), {"model": recurrent}, "which DiscreteSAC does not learn"),
     ]:
-        agent = PolicyAgent()
+        agent = PolicyAgent(**model)
         agent.initialize(Spaces(SPACES.observation, space), seed=0)
         with pytest.raises(ValueError, match=message):
             algo.initialize(agent, BatchSpec(4, 1), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["ddpg", "sac"])
+def test_a_policy_sees_through_its_critics_encoder(kind):
+    images = Spaces(gym.spaces.Box(0, 255, (3, 36, 36), np.uint8), gym.spaces.Box(-1, 1, (2,), np.float32))
+    settings: Any = {"batch_size": 4, "share_encoder": True}
+    if kind == "ddpg":
+        agent: Any = DeterministicAgent(model=ModelSpec(cls=DeterministicPolicy, kwargs={"hidden_sizes": (5,)}))
+        algo: Any = DDPG(critic=critic(num_critics=1), **settings)
+    else:
+        agent = PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"hidden_sizes": (5,)}))
+        algo = SAC(critic=critic(), **settings)
+    agent.initialize(images, seed=0)
+    algo.initialize(agent, BatchSpec(4, 1), seed=0)
+    own, theirs = agent.module.trunk.encoder, algo._critics.encoder
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 4, 3, 36, 36), generator=generator, dtype=torch.uint8)
+    data = batch()[:4]._replace(observation=pixels[0], next_observation=pixels[1])
+    before = {name: p.clone() for name, p in theirs.named_parameters()}
+    assert len(before) >= 6 and all(torch.equal(before[name], p) for name, p in own.named_parameters())
+    policy = [p for name, p in agent.module.named_parameters() if "encoder" not in name]
+    assert algo._policy_step.flat.numel() == sum(p.numel() for p in policy) + (kind == "sac")
+    for _ in range(2):
+        algo._update(data, 0.0)
+        algo._num_updates += 1
+        for name, parameter in own.named_parameters():
+            assert torch.equal(parameter, theirs.get_parameter(name)), name
+    assert not any(torch.equal(before[name], p) for name, p in own.named_parameters())
+    if kind == "ddpg":
+        assert algo._target_policy.module.trunk.encoder is algo._target.module.encoder
+        assert not torch.equal(next(algo._target.module.encoder.parameters()), next(own.parameters()))
+    algo._take_metrics()  # refuses parameters that were replaced
+
+
+def test_no_encoder_to_share_is_an_error():
+    for algo, agent in ((SAC(share_encoder=True), PolicyAgent()), (TD3(share_encoder=True), DeterministicAgent())):
+        agent.initialize(SPACES, seed=0)
+        with pytest.raises(ValueError, match="share_encoder is True.*the same encoder"):
+            algo.initialize(agent, BatchSpec(4, 1), seed=0)
+
+
+# ---------------------------------------------------------------- by hand: lines for networks, and two rows
+
+
+def by_hand(agent: Any, algo: Any) -> Any:
+    """Q_1 = s + a, Q_2 = 2 s; target networks Q'_1 = s + 2 a, Q'_2 = s; the target policy takes -1/2."""
+    action = gym.spaces.Box(-1, 1, (1,), np.float32)
+    agent.initialize(Spaces(gym.spaces.Box(-9, 9, (1,), np.float32), action), seed=0)
+    algo.initialize(agent, BatchSpec(4, 1), seed=0)
+    num_critics = algo._critics.num_critics
+    algo._critics = lambda s, a, dropout=None: torch.stack([s + a, 2 * s])[:num_critics, :, 0]
+    algo._target.module = lambda s, a, dropout=None: torch.stack([s + 2 * a, s])[:num_critics, :, 0]
+    return algo
+
+
+ROWS = Transitions(
+    observation=torch.tensor([[1.0], [2.0]]),
+    action=torch.tensor([[0.5], [-1.0]]),
+    reward=torch.tensor([1.0, 2.0]),
+    discount=torch.tensor([0.5, 0.0]),
+    next_observation=torch.tensor([[4.0], [100.0]]),
+    weight=torch.tensor([1.0, 0.5]),
+)
+
+
+@pytest.mark.parametrize(
+    ("cls", "noise", "loss", "error"),
+    [
+        # y = 1 + (4 - 1) / 2, 2; Q_1 = 1.5, 1
+        (DDPG, None, (1.0 + 0.5 * 1.0) / 2 / 2, [1.0, 1.0]),
+        # and Q_2 = 2, 4
+        (TD3, 0.0, (1.0 + 0.25 + 0.5 * (1.0 + 4.0)) / 2 / 2, [0.75, 1.5]),
+        # noise of 5 standard deviations, 1, is cut to 1/2: the action is 0, both critics say 4, y = 1 + 4 / 2
+        (TD3, 5.0, (2.25 + 1.0 + 0.5 * (1.0 + 4.0)) / 2 / 2, [1.25, 1.5]),
+    ],
+)
+def test_ddpg_and_td3_by_hand(cls, noise, loss, error):
+    algo = by_hand(DeterministicAgent(), cls(batch_size=2))
+    algo._target_policy.module = lambda inputs, state: (torch.full_like(inputs.observation, -0.5), None)
+    found, _, magnitude = algo._critic_loss(ROWS, None if noise is None else torch.full((2, 1), noise))
+    assert found.item() == pytest.approx(loss) and magnitude.tolist() == pytest.approx(error)
+    x = torch.zeros((), requires_grad=True)
+    algo._agent.learn = lambda inputs: x.tanh() + 0.5 + 0 * inputs.observation
+    policy_loss, _ = algo._policy_loss(ROWS.observation)
+    assert policy_loss.item() == pytest.approx(-(1.5 + 2.5) / 2)
+    policy_loss.backward()
+    assert x.grad.item() == pytest.approx(-1.0), "Q_1 rises by 1 with the action, and that with x"
+
+
+def test_sac_by_hand():
+    # The action is tanh of the mean, 1/2; its log-probability -log(sqrt(2 pi)) - log(1 - 1/4) = -0.91894 + 0.28768.
+    for policy_value, climbed in (("min", (1.5 + 2.5) / 2), ("mean", (1.75 + 3.25) / 2)):
+        algo = by_hand(
+            PolicyAgent(), SAC(batch_size=2, initial_temperature=0.5, target_entropy=-1.0, policy_value=policy_value)
+        )
+        algo._agent.learn = lambda inputs: GaussianParams(
+            torch.full_like(inputs.observation, math.atanh(0.5)), torch.zeros_like(inputs.observation)
+        )
+        loss, _, error = algo._critic_loss(ROWS, torch.zeros(2, 1))
+        wanted = 1 + 0.5 * (4 + 0.5 * 0.63126)  # Q'_1 = 5, Q'_2 = 4; the other row's is 2
+        errors = [[1.5 - wanted, 1.0 - 2], [2.0 - wanted, 4.0 - 2]]
+        assert error.tolist() == pytest.approx([(2 * wanted - 3.5) / 2, 1.5], abs=1e-4)
+        assert loss.item() == pytest.approx((errors[0][0] ** 2 + errors[1][0] ** 2 + 0.5 * (1 + 4)) / 2 / 2, abs=1e-4)
+        whole, metrics = algo._policy_loss(ROWS.observation, torch.zeros(2, 1))
+        assert metrics.tolist() == pytest.approx([-0.5 * 0.63126 - climbed, 0.63126, 0.5], abs=1e-4)
+        (slope,) = torch.autograd.grad(whole, [algo._temperature.log])
+        assert slope.item() == pytest.approx(0.63126 + 1.0, abs=1e-4), "there is more entropy than is wanted"
+
+
+def test_discrete_sac_by_hand():
+    agent = PolicyAgent()
+    agent.initialize(Spaces(gym.spaces.Box(-9, 9, (1,), np.float32), gym.spaces.Discrete(2)), seed=0)
+    algo = DiscreteSAC(batch_size=2, initial_temperature=0.5)
+    algo.initialize(agent, BatchSpec(4, 1), seed=0)
+    log_pi = torch.tensor([0.75, 0.25]).log()
+    agent.learn = lambda inputs: CategoricalParams(log_pi.expand(2, -1))
+    # Q_1 = (s, 0), Q_2 = (2, s); target networks (s, 4), (2, 6)
+    algo._critics = lambda s: torch.stack([torch.cat([s, 0 * s], 1), torch.cat([0 * s + 2, s], 1)])
+    algo._target.module = lambda s: torch.stack([torch.cat([s, 0 * s + 4], 1), torch.cat([0 * s + 2, 0 * s + 6], 1)])
+    data = ROWS._replace(action=torch.tensor([1, 0]))
+    entropy = 0.75 * 0.28768 + 0.25 * 1.38629
+    wanted = 1 + 0.5 * (0.75 * 2 + 0.25 * 4 + 0.5 * entropy)  # the least of (4, 4) and (2, 6)
+    loss, _, error = algo._critic_loss(data, torch.zeros(2, 0))
+    # rows: (0 and 1 against y), (2 and 2 against 2)
+    assert loss.item() == pytest.approx((wanted**2 + (wanted - 1) ** 2) / 2 / 2, rel=1e-4)
+    assert error.tolist() == pytest.approx([wanted - 0.5, 0.0], rel=1e-4)
+    _, metrics = algo._policy_loss(ROWS.observation, torch.zeros(2, 0))
+    value = (0.75 * 1 + 0.75 * 2) / 2  # the least of (s, 0) and (2, s): (1, 0), (2, 0)
+    assert metrics.tolist() == pytest.approx([-0.5 * entropy - value, entropy, 0.5], rel=1e-4)
+
+
+def test_d4pg_by_hand():
+    agent = DeterministicAgent()
+    algo = D4PG(
+        batch_size=1,
+        critic=ModelSpec(cls=CriticEnsemble, kwargs={"num_critics": 1, "num_atoms": 3}),
+        head=Categorical(-1.0, 1.0),
+    )
+    agent.initialize(Spaces(gym.spaces.Box(-9, 9, (1,), np.float32), gym.spaces.Box(-1, 1, (1,), np.float32)), seed=0)
+    algo.initialize(agent, BatchSpec(4, 1), seed=0)
+    algo._critics = lambda s, a: torch.tensor([0.5, 0.25, 0.25]).log().expand(1, len(s), -1)
+    algo._target.module = lambda s, a: torch.tensor([0.2, 0.3, 0.5]).log().expand(1, len(s), -1)
+    row = ROWS[:1]._replace(reward=torch.tensor([0.25]))
+    # Returns -1, 0, 1 become -1/4, 1/4, 3/4: a quarter of 0.2 falls on -1; the rest of it, three quarters of 0.3 and a
+    # quarter of 0.5 on 0; what is left on 1.
+    target = [0.05, 0.15 + 0.225 + 0.125, 0.075 + 0.375]
+    loss, _, error = algo._critic_loss(row, None)
+    cross_entropy = target[0] * 0.69315 + (target[1] + target[2]) * 1.38629
+    assert loss.item() == pytest.approx(cross_entropy, rel=1e-4)
+    entropy = -sum(p * math.log(p) for p in target)
+    assert error.item() == pytest.approx(cross_entropy - entropy, rel=1e-3)
+    assert algo._policy_loss(row.observation)[0].item() == pytest.approx(0.5 - 0.25)

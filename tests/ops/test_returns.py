@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlsurreal.ops.returns import discounted_return, generalized_advantage_estimation, n_step_return, reverse_scan
+from rlsurreal.ops.returns import generalized_advantage_estimation, n_step_return, reverse_scan
 
 torch.set_num_threads(1)
 DISCOUNT, LAMBDA = 0.97, 0.9
@@ -89,14 +89,6 @@ def test_n_step_return_is_its_definition(num_steps: int) -> None:
     np.testing.assert_allclose(returns, expected, atol=1e-12)
 
 
-def test_discounted_return_is_the_longest_n_step_return() -> None:
-    slot = tensors(random_slot(40, 6, seed=5))
-    returns = discounted_return(**slot, discount=DISCOUNT)
-    torch.testing.assert_close(returns, n_step_return(**slot, discount=DISCOUNT, num_steps=40))
-    advantage, _ = generalized_advantage_estimation(**slot, discount=DISCOUNT, gae_lambda=1.0)
-    torch.testing.assert_close(advantage, returns - slot["value"][:-1])
-
-
 def test_hand_numbers() -> None:
     """Row 1 ends an episode, row 2 is its reset row, the slot ends in the middle of the next episode."""
     slot = {
@@ -105,11 +97,33 @@ def test_hand_numbers() -> None:
         "valid": torch.tensor([[True], [True], [False], [True]]),
     }
     off, row_1 = torch.zeros(4, 1, dtype=torch.bool), torch.tensor([[False], [True], [False], [False]])
-    cut = discounted_return(**slot, terminated=off, truncated=row_1, discount=0.5)
+    cut = n_step_return(**slot, terminated=off, truncated=row_1, discount=0.5, num_steps=9)
     assert cut.flatten().tolist() == [1 + 0.5 * (2 + 0.5 * 30), 2 + 0.5 * 30, 30, 4 + 0.5 * 50]
     for truncated in (off, row_1):  # terminated wins
-        ended = discounted_return(**slot, terminated=row_1, truncated=truncated, discount=0.5)
+        ended = n_step_return(**slot, terminated=row_1, truncated=truncated, discount=0.5, num_steps=9)
         assert ended.flatten().tolist() == [1 + 0.5 * 2, 2, 30, 4 + 0.5 * 50]
+
+
+def test_gae_hand_numbers() -> None:
+    """The same rows; discount 0.5 and lambda 0.5, so that each error counts for a quarter one row before."""
+    slot = {
+        "reward": torch.tensor([[1.0], [2.0], [0.0], [4.0]]),
+        "value": torch.tensor([[10.0], [20.0], [30.0], [40.0], [50.0]]),
+        "valid": torch.tensor([[True], [True], [False], [True]]),
+    }
+    off, row_1 = torch.zeros(4, 1, dtype=torch.bool), torch.tensor([[False], [True], [False], [False]])
+    errors = [1 + 0.5 * 20 - 10, 2 + 0.5 * 30 - 20, 4 + 0.5 * 50 - 40]  # rows 0, 1 (cut off), 3
+    expected = [errors[0] + 0.25 * errors[1], errors[1], 0.0, errors[2]]
+    assert expected == [0.25, -3.0, 0.0, -11.0]
+    advantage, target = generalized_advantage_estimation(
+        **slot, terminated=off, truncated=row_1, discount=0.5, gae_lambda=0.5
+    )
+    assert advantage.flatten().tolist() == expected
+    assert target.flatten().tolist() == [10.25, 17.0, 30.0, 29.0]
+    advantage, _ = generalized_advantage_estimation(
+        **slot, terminated=row_1, truncated=off, discount=0.5, gae_lambda=0.5
+    )
+    assert advantage.flatten().tolist() == [1.0 + 0.25 * -18.0, 2.0 - 20.0, 0.0, -11.0]
 
 
 def test_n_step_return_refuses_zero_steps() -> None:
@@ -132,7 +146,6 @@ def test_masked_rows_do_not_leak(poison: float) -> None:
     clean = tensors(slot)
     functions = {
         "gae": lambda s: generalized_advantage_estimation(**s, discount=DISCOUNT, gae_lambda=LAMBDA),
-        "return": lambda s: (discounted_return(**s, discount=DISCOUNT),),
         "n_step": lambda s: (n_step_return(**s, discount=DISCOUNT, num_steps=4),),
     }
     for name, function in functions.items():

@@ -19,7 +19,6 @@ from rlsurreal.ops.values import (
     min_over_critics,
     n_step_targets,
     polyak,
-    rescaled_target,
     select,
     sequence_priority,
     td_loss,
@@ -92,13 +91,6 @@ def test_rescale_by_hand() -> None:
     torch.testing.assert_close(value_unscale(torch.tensor([1.003, -1.003, 2.008, 9.099])), x)
 
 
-def test_form_of_the_paper_is_useless_for_small_values_in_float32() -> None:
-    y = torch.tensor([1e-4, 1e-2])
-    paper = ((1 + 4e-3 * (y + 1 + 1e-3)).sqrt() - 1) / 2e-3
-    error = (paper.square() - 1) / torch.tensor([exact_unscale(v, 1e-3) for v in y.tolist()]) - 1
-    assert error[0].abs() > 0.02 and error[1].abs() > 0.001
-
-
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_slopes_of_rescale_and_unscale(epsilon: float) -> None:
     x = torch.cat([SCALES, torch.zeros(1)])
@@ -158,17 +150,6 @@ def test_bootstrapped_target() -> None:
     assert bootstrapped_target(reward, discount, torch.tensor([10.0, 20.0, math.nan])).tolist() == [6, 7, 3]
     per_atom = bootstrapped_target(reward.unsqueeze(-1), discount.unsqueeze(-1), torch.tensor([4.0, 8.0]))
     assert per_atom.tolist() == [[3, 5], [3, 4], [3, 3]]
-
-
-def test_rescaled_target() -> None:
-    reward, discount = torch.tensor([1.0, -20.0, 3.0]), torch.tensor([0.5, 0.25, 0.0])
-    next_value = torch.tensor([2.008, 9.099, 1e3])  # h(8), h(99)
-    got = rescaled_target(reward, discount, next_value)
-    expected = [exact_rescale(x, 1e-3) for x in (5.0, 4.75, 3.0)]
-    torch.testing.assert_close(got, torch.tensor(expected))
-    other = rescaled_target(reward, discount, next_value, epsilon=0.1)
-    inside = [r + g * exact_unscale(v, 0.1) for r, g, v in zip(reward.tolist(), discount.tolist(), next_value.tolist())]
-    torch.testing.assert_close(other, torch.tensor([exact_rescale(x, 0.1) for x in inside]))
 
 
 def loop_target(rows: dict[str, np.ndarray], t: int, b: int, n: int) -> float:
@@ -414,7 +395,6 @@ def case(seed: int) -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
         "greedy": (greedy, (x,)),
         "min_over_critics": (min_over_critics, (x,)),
         "bootstrapped_target": (bootstrapped_target, (x, y, z)),
-        "rescaled_target": (rescaled_target, (x, y, z)),
         "n_step_targets": (lambda *args: n_step_targets(*args, DISCOUNT, 3), (x, *flags, y)),
         "squared": (lambda e: td_loss(e, None), (x,)),
         "huber": (lambda e: td_loss(e, 1.0), (x,)),

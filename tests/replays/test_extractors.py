@@ -11,7 +11,6 @@ import torch
 
 from rlsurreal.replays import NStep, Replay, Sequences, Transitions, Windows
 from rlsurreal.replays.extractors import Items
-from rlsurreal.replays.ring import gather
 from rlsurreal.structs import AgentSamples, BatchSpec, EnvSamples, Samples
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple
 
@@ -103,7 +102,9 @@ def make(extractor: Any, num_rows: int) -> Replay:
 
 def all_items(replay: Replay) -> Items:
     starts, envs = replay.starts.at(replay.starts.suitable_places())
-    states = gather(replay._states, replay.starts.ring.flat(starts, envs))
+    states = None
+    if replay._states is not None:
+        states = replay._states.flatten(0, 1)[torch.from_numpy(replay.starts.ring.flat(starts, envs))]
     return Items(starts * replay.extractor.stride, envs, np.ones(len(starts), np.float32), states)
 
 

@@ -86,10 +86,10 @@ def compute_reward(achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.n
     return -np.abs(achieved - desired).sum(-1).astype(np.float64) + bonus
 
 
-def make(extractor: Any, num_rows: int = 19, keep_info: bool = True, **settings: Any) -> Replay:
+def make(extractor: Any, num_rows: int = 19, **settings: Any) -> Replay:
     replay = Replay(capacity=num_rows * B, extractor=extractor, **settings)
     device = torch.device("cpu")
-    replay.initialize(BatchSpec(T, B), seed=0, discount=DISCOUNT, device=device, keep_info=keep_info)
+    replay.initialize(BatchSpec(T, B), seed=0, discount=DISCOUNT, device=device)
     return replay
 
 
@@ -139,6 +139,22 @@ def test_every_row_gets_goals_of_its_own_future(num_steps: int, p_end: float) ->
                 assert set(counts) == set(range(row, last + 1))
 
 
+def test_goals_and_returns_by_hand() -> None:
+    """Row t achieves t + 1, and earns t / 100 less the distance to its goal; row 7 is the newest, no game has ended."""
+    source = Source(p_end=0.0, p_lost=0.0)
+    extractor = Hindsight(compute_reward=compute_reward, num_steps=2, probability=1.0)
+    replay = make(extractor, num_rows=40)
+    for _ in range(2):
+        replay.append(source.slot())
+    items = Items(np.array([6] * 20 + [7]), np.ones(21, int), np.ones(21, np.float32), None)
+    batch = extractor.extract(replay._past, items, np.random.default_rng(0))
+    found = zip(batch.observation.desired_goal[:, 0].tolist(), batch.reward.tolist(), batch.discount.tolist())
+    rounded = [tuple(round(x, 4) for x in row) for row in found]
+    # Row 6: achieves 7, then 8.  For 7: 0 + 0.06, then -1 + 0.07; for 8: -1 + 0.06, then 0 + 0.07; discount 0.9.
+    assert set(rounded[:-1]) == {(7.0, -0.777, 0.81), (8.0, -0.877, 0.81)}
+    assert rounded[-1] == (8.0, 0.07, 0.9)
+
+
 def test_rows_of_the_future_are_drawn_alike() -> None:
     source, extractor = Source(p_end=0.0, p_lost=0.0), Hindsight(compute_reward=compute_reward, probability=1.0)
     replay = make(extractor, num_rows=40)
@@ -173,17 +189,18 @@ def test_only_the_given_part_is_relabelled_and_the_rest_is_as_recorded() -> None
     assert torch.equal(stored.desired_goal, recorded.observation.desired_goal)  # the rows themselves stay as they are
 
 
-def test_without_kept_info_it_is_none() -> None:
+def test_info_is_none_where_the_environment_records_none() -> None:
     seen: list[Any] = []
 
     def reward(achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
         seen.append(info)
         return compute_reward(achieved, desired, info)
 
-    replay = make(Hindsight(compute_reward=reward), keep_info=False)
+    replay = make(Hindsight(compute_reward=reward))
     source = Source()
     for _ in range(3):
-        replay.append(source.slot())
+        slot = source.slot()
+        replay.append(slot._replace(env=slot.env._replace(env_info=None)))
     replay.sample(8)
     assert seen == [None]
 

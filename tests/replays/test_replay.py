@@ -81,9 +81,8 @@ def make_sampler(num_steps: int, num_envs: int, interval: int | None = None, **e
 def make_replay(num_steps: int, num_envs: int, num_rows: int, **settings: Any) -> Replay:
     parts = copy.deepcopy(settings)  # selectors and storages belong to one replay
     replay = Replay(capacity=num_rows * num_envs + num_envs - 1, **parts)
-    replay.initialize(
-        BatchSpec(num_steps, num_envs), seed=5, discount=DISCOUNT, device=torch.device("cpu"), keep_info=True
-    )
+    batch = BatchSpec(num_steps, num_envs)
+    replay.initialize(batch, seed=5, discount=DISCOUNT, device=torch.device("cpu"), keep_agent_info=True)
     return replay
 
 
@@ -121,8 +120,6 @@ def test_transitions_of_a_sampler(selector: str, num_steps: int, num_envs: int, 
             after = reference.columns[b][successor]
             np.testing.assert_array_equal(batch.next_observation[j], after["env.observation"])
             parts = {"env.observation": batch.observation, "agent.action": batch.action}
-            parts |= {f"agent.agent_info.{k}": v for k, v in batch.agent_info.items()}
-            parts |= {f"env.env_info.{k}": v for k, v in batch.env_info.items()}
             for name, value in parts.items():
                 np.testing.assert_array_equal(value[j], row[name], err_msg=name)
         if isinstance(replay.selector, Prioritized):
@@ -225,7 +222,7 @@ def test_environments_that_begin_anew_after_a_restore_leave_a_gap(num_slots: int
     rows = np.arange(max(0, newest - 6), newest + 10)[:, None] + np.zeros(2, int)
     valid = replay.timeline.is_valid(rows, np.arange(2))
     assert (valid == ((rows < newest) | (rows >= newest + gap))).all()
-    steps = replay.storage.observation(rows, np.broadcast_to(np.arange(2), rows.shape))[..., 2].numpy()
+    steps = replay.storage.observation(replay.ring.flat(rows, np.arange(2)))[..., 2].numpy()
     kept = rows <= newest
     assert (steps[kept] == rows[kept]).all()
     after = rows >= newest + gap

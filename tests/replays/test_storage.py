@@ -11,6 +11,7 @@ import torch
 
 from rlsurreal.replays import FrameStorage, FullStorage, NStep, Replay, Windows
 from rlsurreal.replays.extractors import Items
+from rlsurreal.replays.ring import flat_rows, gather
 from rlsurreal.replays.storage import Storage
 from rlsurreal.structs import AgentSamples, BatchSpec, EnvSamples, Samples
 from rlsurreal.utils.namedarraytuple import leaves, named_leaves
@@ -114,7 +115,7 @@ def test_frames_equal_full_observations(padding: Any, shape: Any, num_frames: in
             starts, envs = ours.at(places)
             rows = starts * extractor.stride
             for ahead in range(extractor.reach + 1):
-                a, b = (r.storage.observation(rows + ahead, envs) for r in (frames, full))
+                a, b = (r.storage.observation(r.ring.flat(rows + ahead, envs)) for r in (frames, full))
                 assert torch.equal(a, b), (i, ahead)
             items = [_items(r, starts, envs) for r in (frames, full)]
             assert_same(*items)
@@ -137,7 +138,8 @@ def test_begins_in_the_middle_of_an_episode(padding: Any) -> None:
     full.append(slot)
     for row in range(T + 1):
         where = np.full(B, row), np.arange(B)
-        assert torch.equal(frames.storage.observation(*where), full.storage.observation(*where))
+        one, other = (replay.storage.observation(replay.ring.flat(*where)) for replay in (frames, full))
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("padding", "other"), [("zeros", "first"), ("first", "zeros")])
@@ -208,5 +210,18 @@ def test_stacks_on_both_sides_of_environments_that_began_anew(padding: Any, num_
     for i, slot in enumerate(slots):
         expected |= {start + i * T + t: slot.env.observation[t] for t in range(T + 1)}
     for row, stacks in expected.items():
-        assert torch.equal(replay.storage.observation(np.full(B, row), np.arange(B)), stacks), row - newest
+        found = replay.storage.observation(replay.ring.flat(np.full(B, row), np.arange(B)))
+        assert torch.equal(found, stacks), row - newest
     assert not replay.timeline.is_valid(np.arange(newest, start)[:, None], np.arange(B)).any()
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (0,)])
+def test_rows_of_the_host_and_of_a_device_are_read_alike(shape: tuple[int, ...]) -> None:
+    rows = {"vector": torch.randn(7, 3, 4), "flag": torch.rand(7, 3) < 0.5, "frame": torch.zeros(7, 3, 2, 2).byte()}
+    places = np.random.default_rng(0).integers(0, 21, shape)
+    for name, tensor in rows.items():
+        flat = tensor.flatten(0, 1)
+        on_host = flat_rows(tensor)
+        assert isinstance(on_host, np.ndarray) and np.shares_memory(on_host, tensor.numpy()), "no copy"
+        for found in (gather(on_host, places), gather(flat, places)):
+            assert torch.equal(found, flat[torch.from_numpy(places)]), name

@@ -23,7 +23,7 @@ from rlsurreal.agents.return_heads import ReturnHead
 from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.ops.values import greedy, select
-from rlsurreal.replays import ReplayRatio, Transitions, Windows
+from rlsurreal.replays import ReplayRatio, Transitions
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.schedules import Schedule, as_schedule
 
@@ -53,7 +53,7 @@ class DQN(OffPolicy):
 
     def _build(self, compiled: bool) -> Parts:
         agent: QAgent = self._agent
-        if agent.uses_previous and not isinstance(self.replay.extractor, Windows):
+        if agent.uses_previous and not self._learns_sequences:
             raise ValueError("the Q-network is recurrent: learn from sequences, with R2D2")
         self._target = Target(agent.module)
         self._gradient_step = GradientStep(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlsurreal.agents.return_heads import Expected
 from rlsurreal.algos.dqn.dqn import DQN
 from rlsurreal.algos.off_policy import Parts
-from rlsurreal.algos.sequences import after_burn_in, windows_of
+from rlsurreal.algos.sequences import after_burn_in
 from rlsurreal.ops.losses import masked_mean
 from rlsurreal.ops.values import (
     greedy,
@@ -52,13 +52,14 @@ class R2D2(DQN):
     target_interval: int = 2_500
     eta: float = 0.9  # of the largest error in a sequence's priority; the rest is the mean
     rescale_values: bool = True
-    _keeps_info = True
+    _learns_sequences = True
+    _keeps_agent_info = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"R2D2.eta is {self.eta}; it must lie in [0, 1]")
-        self._windows = windows_of(self, self.replay)
+        self._windows: Windows = self.replay.extractor  # type: ignore[assignment]
 
     def _build(self, compiled: bool) -> Parts:
         if not self._agent.module.recurrent or not isinstance(self._agent.head, Expected):

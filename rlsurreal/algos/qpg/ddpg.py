@@ -17,6 +17,7 @@ from rlsurreal.agents import ModelSpec
 from rlsurreal.agents.policy import DeterministicAgent
 from rlsurreal.agents.return_heads import Expected, ReturnHead
 from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
+from rlsurreal.algos.qpg.shared_encoder import SharedEncoder
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
 from rlsurreal.ops.values import min_over_critics
@@ -46,6 +47,7 @@ class DDPG(OffPolicy):
     policy_interval: int = 1  # updates from one step of the policy and the target networks to the next
     target_noise: float = 0.0  # standard deviation, on the target policy's actions
     target_noise_clip: float = 0.5
+    share_encoder: bool = False  # of images: the policy sees through the critics', which their loss alone trains
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +72,12 @@ class DDPG(OffPolicy):
                 f"{type(self).__name__}.critic has num_critics={self._critics.num_critics} and num_atoms="
                 f"{self._critics.num_atoms}: the least of several is of numbers, not distributions; use num_critics=1"
             )
+        self._encoder = None
+        if self.share_encoder:
+            self._encoder = SharedEncoder(agent.module, self._critics, type(self).__name__)
         self._target, self._target_policy = Target(self._critics), Target(agent.module)
+        if self._encoder is not None:
+            self._encoder.tie(self._target_policy.module, self._target.module)
         options: Any = {
             "max_grad_norm": self.max_grad_norm,
             "eps": self.adam_eps,
@@ -101,6 +108,8 @@ class DDPG(OffPolicy):
         if self.target_noise:
             noise = torch.randn(batch.action.shape, generator=self._generator, device=self._agent.device)
         self._critic_step(batch, noise)
+        if self._encoder is not None:
+            self._encoder.follow()
         if (self._num_updates + 1) % self.policy_interval == 0:
             self._policy_step(batch.observation)
             self._target.follow(self.target_tau)

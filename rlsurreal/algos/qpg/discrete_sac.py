@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlsurreal.agents import ModelSpec
+from rlsurreal.agents.policy import PolicyAgent
 from rlsurreal.algos.qpg.sac import SAC
 from rlsurreal.models import QEnsemble
 from rlsurreal.ops.values import bootstrapped_target, min_over_critics, select
@@ -29,9 +30,14 @@ class DiscreteSAC(SAC):
 
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=QEnsemble))
 
-    def _auto_entropy(self) -> float:
-        if self._agent.num_actions is None:
+    def _check(self, agent: PolicyAgent) -> None:
+        if agent.num_actions is None:
             raise ValueError("DiscreteSAC is for Discrete actions; for numbers use SAC")
+        if agent.uses_previous:
+            raise ValueError("the policy is recurrent, which DiscreteSAC does not learn; leave it out, or use R2D2")
+
+    def _auto_entropy(self) -> float:
+        assert self._agent.num_actions is not None
         return _ENTROPY_SHARE * math.log(self._agent.num_actions)
 
     def _critic_loss(
@@ -43,16 +49,12 @@ class DiscreteSAC(SAC):
             value = (log_pi.exp() * (after - self._temperature.value * log_pi)).sum(-1)
             target = bootstrapped_target(batch.reward, batch.discount, value)
         values = self._critics(batch.observation)
-        values = select(values, batch.action.expand(len(values), -1))
-        errors = values - target
-        loss = (batch.weight * errors.square().sum(0)).mean() / 2
-        error = errors.detach().abs().mean(0)
-        return loss, torch.stack([loss, values.mean(), error.mean()]).detach(), error
+        return self._errors(select(values, batch.action.expand(len(values), -1)), target, batch.weight)
 
     def _policy_loss(self, observation: Tree, noise: Tensor, dropout: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_pi: Tensor = self._agent.learn(AgentInputs(observation)).logits
         with torch.no_grad():
-            value = min_over_critics(self._critics(observation))
+            value = self._climbed(self._critics(observation))
         temperature = self._temperature.value.detach()
         loss = (log_pi.exp() * (temperature * log_pi - value)).sum(-1).mean()
         return self._with_temperature(loss, (log_pi.exp() * log_pi).sum(-1).mean())

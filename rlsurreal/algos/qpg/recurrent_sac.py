@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from rlsurreal.agents import ModelSpec
+from rlsurreal.agents.policy import PolicyAgent
 from rlsurreal.algos.off_policy import Parts
 from rlsurreal.algos.qpg.sac import SAC
-from rlsurreal.algos.sequences import after_burn_in, windows_of
+from rlsurreal.algos.sequences import after_burn_in
 from rlsurreal.models import RecurrentCritics
 from rlsurreal.ops.losses import masked_mean
 from rlsurreal.ops.values import min_over_critics, n_step_targets, sequence_priority, weighted_masked_mean
@@ -40,16 +41,20 @@ class RecurrentSAC(SAC):
     limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=64, min_steps=5_000))  # learned rows
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=RecurrentCritics))
 
+    _learns_sequences = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._windows = windows_of(self, self.replay)
+        self._windows: Windows = self.replay.extractor  # type: ignore[assignment]
 
-    def _build(self, compiled: bool) -> Parts:
-        if not self._agent.uses_previous or self._agent.num_actions is not None:
+    def _check(self, agent: PolicyAgent) -> None:
+        if not agent.uses_previous or agent.num_actions is not None:
             raise ValueError(
                 "RecurrentSAC needs a recurrent policy of actions that are numbers: "
                 "PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={'recurrent': 'lstm'}))"
             )
+
+    def _build(self, compiled: bool) -> Parts:
         # A recurrent pass goes from reset to reset, so its course depends on the data.
         return super()._build(compiled=False)
 
@@ -88,7 +93,7 @@ class RecurrentSAC(SAC):
         with torch.no_grad():
             features = self._remembered(self._critics, batch)
         valid = batch.valid[self._windows.burn_in :]
-        value = min_over_critics(self._critics(features, action))
+        value = self._climbed(self._critics(features, action))
         num_valid = self._ranks.mean(valid.sum().float())
         loss = masked_mean(self._temperature.value.detach() * log_prob - value, valid, num_valid)
         return self._with_temperature(loss, masked_mean(log_prob, valid, num_valid))

@@ -1,11 +1,12 @@
 """Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905): a random policy that is rewarded for its entropy.
 
-With dropout and layer normalisation in the critics, many updates for each step, and few of them of the policy, it is
-DroQ (Hiraoka et al. 2022, arXiv 2110.02034); see the recipe `droq_mujoco`.  Of the ways to learn from fewer steps it is
-the one that needs no other parts: neither large ensembles (REDQ) nor batch normalisation over two batches (CrossQ).
+With dropout and layer normalisation in the critics, many updates for each step, few of them of the policy, and that
+along the critics' mean, it is DroQ (Hiraoka et al. 2022, arXiv 2110.02034); see the recipe `droq_mujoco`.  Of the ways
+to learn from fewer steps it is the one that needs no other parts: neither large ensembles (REDQ) nor batch
+normalisation over two batches (CrossQ).
 
 critics:      (Q_k(s, a) - y)^2 / 2,  y = r + discount * (min_k Q'_k(s', a') - alpha log pi(a'|s'))
-policy:       alpha log pi(a|s) - min_k Q_k(s, a)
+policy:       alpha log pi(a|s) - min_k Q_k(s, a), or their mean
 temperature:  -log alpha (log pi(a|s) + target_entropy)
 """
 
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from rlsurreal.agents import ModelSpec
 from rlsurreal.agents.policy import PolicyAgent
 from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
+from rlsurreal.algos.qpg.shared_encoder import SharedEncoder
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
 from rlsurreal.ops.values import bootstrapped_target, min_over_critics, temperature_loss
-from rlsurreal.replays import ReplayRatio, Transitions, Windows
+from rlsurreal.replays import ReplayRatio, Transitions
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.schedules import Schedule, as_schedule
@@ -44,9 +46,11 @@ class SAC(OffPolicy):
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble))
     target_tau: float = 0.005  # how far target networks go in each update
     policy_interval: int = 1  # updates from one of policy and temperature to the next
+    policy_value: Literal["min", "mean"] = "min"  # of the critics: what the policy climbs
     temperature: float | Literal["auto"] = "auto"
     target_entropy: float | Literal["auto"] = "auto"  # in nats; "auto": minus the number of action dimensions
     initial_temperature: float = 1.0
+    share_encoder: bool = False  # of images: the policy sees through the critics', which their loss alone trains
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +58,8 @@ class SAC(OffPolicy):
             raise ValueError(f"SAC.target_tau is {self.target_tau}; it must lie in (0, 1]")
         if self.policy_interval < 1:
             raise ValueError(f"SAC.policy_interval is {self.policy_interval}; it must be at least 1")
+        if self.policy_value not in ("min", "mean"):
+            raise ValueError(f"SAC.policy_value is {self.policy_value!r}; choose 'min' or 'mean'")
         if self.temperature != "auto" and not self.temperature >= 0:
             raise ValueError(f"SAC.temperature is {self.temperature}; it must be 'auto', or at least 0")
         if not self.initial_temperature > 0:
@@ -62,10 +68,12 @@ class SAC(OffPolicy):
 
     def _build(self, compiled: bool) -> Parts:
         agent: PolicyAgent = self._agent
-        if agent.uses_previous and not isinstance(self.replay.extractor, Windows):
-            raise ValueError("the policy is recurrent: learn from sequences, with RecurrentSAC")
+        self._check(agent)
         critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
         self._critics: Any = critics.to(agent.device)
+        self._encoder = None
+        if self.share_encoder:
+            self._encoder = SharedEncoder(agent.module, self._critics, type(self).__name__)
         self._target = Target(self._bootstrap())
         self._dim = agent.noise_spec.normal
         self._entropy = self._auto_entropy() if self.target_entropy == "auto" else self.target_entropy
@@ -95,14 +103,19 @@ class SAC(OffPolicy):
             {"critics": self._critics, "temperature": self._temperature},
         )
 
+    def _check(self, agent: PolicyAgent) -> None:
+        """ValueError: the agent's policy is not one that this algorithm learns."""
+        if agent.num_actions is not None:
+            raise ValueError("SAC is for actions that are numbers; for Discrete ones use DiscreteSAC")
+        if agent.uses_previous:
+            raise ValueError("the policy is recurrent: learn from sequences, with RecurrentSAC")
+
     def _bootstrap(self) -> nn.Module:
         """The network whose target bootstraps."""
         critics: nn.Module = self._critics
         return critics
 
     def _auto_entropy(self) -> float:
-        if self._agent.num_actions is not None:
-            raise ValueError("SAC is for actions that are numbers; for Discrete ones use DiscreteSAC")
         return -float(self._dim)
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
@@ -110,6 +123,8 @@ class SAC(OffPolicy):
         for step in (self._critic_step, self._policy_step):
             step.learning_rate.fill_(rate)
         self._critic_step(batch, self._noise(), self._dropout(2))
+        if self._encoder is not None:
+            self._encoder.follow()
         if (self._num_updates + 1) % self.policy_interval == 0:
             self._policy_step(self._policy_inputs(batch), self._noise(), self._dropout(1))
         self._target.follow(self.target_tau)
@@ -144,23 +159,27 @@ class SAC(OffPolicy):
             action, log_prob = self._act(batch.next_observation, noise)
             value = min_over_critics(self._target.module(batch.next_observation, action, target_dropout))
             target = bootstrapped_target(batch.reward, batch.discount, value - self._temperature.value * log_prob)
-        return self._errors(batch, target, own_dropout)
+        return self._errors(self._critics(batch.observation, batch.action, own_dropout), target, batch.weight)
 
-    def _errors(self, batch: Transitions, target: Tensor, dropout: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """`_critic_loss`, once there are targets ``[N]``."""
-        values = self._critics(batch.observation, batch.action, dropout)
+    @staticmethod
+    def _errors(values: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`_critic_loss`, once there are values ``[K, N]`` and targets ``[N]``."""
         errors = values - target
-        loss = (batch.weight * errors.square().sum(0)).mean() / 2
+        loss = (weight * errors.square().sum(0)).mean() / 2
         error = errors.detach().abs().mean(0)
         return loss, torch.stack([loss, values.mean(), error.mean()]).detach(), error
 
     def _policy_loss(self, observation: Tree, noise: Tensor, dropout: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss of policy and temperature, metrics in the order of `POLICY_METRICS` (less the gradient's norm)."""
         action, log_prob = self._act(observation, noise)
-        value = min_over_critics(self._critics(observation, action, None if dropout is None else dropout[0]))
+        value = self._climbed(self._critics(observation, action, None if dropout is None else dropout[0]))
         temperature = self._temperature.value.detach()
         loss = (temperature * log_prob - value).mean()
         return self._with_temperature(loss, log_prob.mean())
+
+    def _climbed(self, values: Tensor) -> Tensor:
+        """What the policy climbs, of critics' values ``[K, ...]``."""
+        return min_over_critics(values) if self.policy_value == "min" else values.mean(0)
 
     def _with_temperature(self, loss: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """The policy's loss with that of the temperature, and metrics; ``log_prob``: its mean, or minus the entropy."""

@@ -76,7 +76,8 @@ class StateValueSAC(SAC):
         with torch.no_grad():
             value = _values(self._target.module, batch.next_observation)
             target = bootstrapped_target(batch.reward, batch.discount, value)
-        return self._errors(batch, target, None if dropout is None else dropout[1])
+        own_dropout = None if dropout is None else dropout[1]
+        return self._errors(self._critics(batch.observation, batch.action, own_dropout), target, batch.weight)
 
 
 def _values(network: Any, observation: Tree) -> Tensor:
