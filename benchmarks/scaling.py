@@ -78,7 +78,7 @@ def predict(work: Work, machine: Machine, count: int, scaling: str) -> Predictio
 
 def _indivisible(work: Work, count: int) -> str:
     if count > work.num_envs:
-        return f"only {work.num_envs} environments"
+        return f"only {work.num_envs} environment" + "s" * (work.num_envs > 1)
     if count > work.batch_rows:
         return f"only {work.batch_rows} rows in a minibatch"
     return ""

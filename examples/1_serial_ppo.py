@@ -3,6 +3,8 @@
 python examples/1_serial_ppo.py
 """
 
+import argparse
+
 from rlsurreal.agents import ActorCriticAgent
 from rlsurreal.algos import PPO
 from rlsurreal.envs import GymnasiumEnv
@@ -29,5 +31,6 @@ def make_trainer(total_env_steps: int = 100_000) -> Trainer:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     folder = make_trainer().train()
     print(f"logs and checkpoints: {folder}")

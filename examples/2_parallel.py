@@ -8,7 +8,7 @@
 The first three give the trajectories of example 1, seed for seed, up to the rounding of their batches.
 """
 
-import sys
+import argparse
 from typing import Any
 
 from rlsurreal.agents import ActorCriticAgent
@@ -43,8 +43,7 @@ def make_trainer(kind: str = "workers", total_env_steps: int = 100_000) -> Train
     )
 
 
-if __name__ == "__main__":  # needed, as always where processes are started
-    kind = sys.argv[1] if len(sys.argv) > 1 else "workers"
-    if kind not in SAMPLERS:
-        sys.exit(f"there is no sampler {kind!r}; choose from {', '.join(SAMPLERS)}")
-    make_trainer(kind).train()
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=SAMPLERS, default="workers")
+    make_trainer(parser.parse_args().kind).train()

@@ -6,11 +6,11 @@ Any `gymnasium.Env` will do; `check_env` says what is wrong with one, and how to
 methods below will do for a model.
 """
 
+import argparse
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
@@ -98,7 +98,7 @@ def make_trainer(total_env_steps: int = 100_000) -> Trainer:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for warning in check_env(Reach):
         print(f"check_env: {warning}")
-    torch.manual_seed(0)
     make_trainer().train()

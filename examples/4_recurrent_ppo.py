@@ -7,7 +7,7 @@ The recurrent state is an argument and a result of the agent.  Samplers keep it 
 an episode begins, and record it at the start of each slot, where the algorithm begins its pass over the sequence.
 """
 
-import sys
+import argparse
 from typing import Literal
 
 from rlsurreal.agents import ActorCriticAgent, ModelSpec
@@ -38,5 +38,7 @@ def make_trainer(recurrent: Literal["lstm", "gru"] | None = "lstm", total_env_st
 
 
 if __name__ == "__main__":
-    kind = sys.argv[1] if len(sys.argv) > 1 else "lstm"
-    make_trainer(None if kind == "none" else kind).train()  # type: ignore[arg-type]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=("lstm", "gru", "none"), default="lstm")
+    kind = parser.parse_args().kind
+    make_trainer(None if kind == "none" else kind).train()

@@ -7,7 +7,7 @@ One environment, and one update for each of its steps.  The policy belongs to th
 the temperature are the algorithm's.
 """
 
-import sys
+import argparse
 
 from rlsurreal.agents import PolicyAgent
 from rlsurreal.algos import SAC
@@ -38,7 +38,7 @@ def make_trainer(env_id: str = "Pendulum-v1", total_env_steps: int = 10_000) -> 
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        make_trainer(sys.argv[1], 1_000_000).train()
-    else:
-        make_trainer().train()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env_id", nargs="?", default="Pendulum-v1")
+    env_id = parser.parse_args().env_id
+    make_trainer(env_id, 10_000 if env_id == "Pendulum-v1" else 1_000_000).train()

@@ -7,7 +7,7 @@ The sampler records the agent's state every few rows (``state_interval``); a seq
 its first rows (the burn-in) only bring that old state up to date.
 """
 
-import sys
+import argparse
 from typing import Any
 
 from rlsurreal.agents import Expected, ModelSpec, QAgent
@@ -66,4 +66,6 @@ def make_trainer(kind: str = "r2d2", total_env_steps: int = 30_000) -> Trainer:
 
 
 if __name__ == "__main__":
-    make_trainer(sys.argv[1] if len(sys.argv) > 1 else "r2d2").train()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", nargs="?", choices=("r2d2", "dqn"), default="r2d2")
+    make_trainer(parser.parse_args().kind).train()

@@ -6,7 +6,7 @@ Plays episodes with the best checkpoint of a run (or the latest), prints their r
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -14,14 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from train import resume_experiment
+from train import see_modules_here
 
-from rlsurreal.envs import GymnasiumEnv
-from rlsurreal.runners import Trainer
-from rlsurreal.runners.checkpoints import BEST
-from rlsurreal.samplers import SerialSampler
-from rlsurreal.structs import BatchSpec
-from rlsurreal.utils.files import latest_checkpoint, load_checkpoint
+from rlsurreal.trained import TrainedAgent, load_agent
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,100 +34,43 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.episodes < 1:
         parser.error(f"--episodes is {args.episodes}; it must be at least 1")
+    torch.set_num_threads(1)
+    see_modules_here()
+    deterministic = not args.stochastic
     try:
-        trainer = resume_experiment(args.run, [])
-        path = find_checkpoint(args.run, args.checkpoint)
-        state = load_checkpoint(path)["agent"]
+        agent = load_agent(args.run, args.checkpoint)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    torch.set_num_threads(1)
-    returns = play(trainer, state, args)
+    returns = [game.score for game in agent.evaluate(args.episodes, deterministic=deterministic, seed=args.seed)]
     print(
-        f"{path}\nreturn over {len(returns)} episodes: mean {np.mean(returns):,.1f}, standard deviation "
+        f"{agent.path}\nreturn over {len(returns)} episodes: mean {np.mean(returns):,.1f}, standard deviation "
         f"{np.std(returns):,.1f}, from {np.min(returns):,.1f} to {np.max(returns):,.1f}"
     )
     if args.video:
         try:
-            print(film(trainer, state, args))
+            print(film(agent, args.run / "video.mp4", args.max_steps, deterministic=deterministic, seed=args.seed))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     return 0
 
 
-def find_checkpoint(run: Path, which: str | None) -> Path:
-    """The best or latest checkpoint of a run; ValueError if there is none."""
-    folder = run / "checkpoints"
-    best = folder / BEST
-    path = best if which == "best" or (which is None and best.exists()) else latest_checkpoint(folder)
-    if path is None or not path.exists():
-        raise ValueError(f"{run} has no {which or 'best or latest'} checkpoint")
-    return path
-
-
-def play(trainer: Trainer, agent_state: dict[str, Any], args: argparse.Namespace) -> list[float]:
-    """Raw scores of episodes, spread evenly over up to ten environments."""
-    num_envs = max(n for n in range(1, min(10, args.episodes) + 1) if args.episodes % n == 0)
-    sampler = serial_sampler(
-        trainer, args.stochastic, {}, num_envs=num_envs, episodes_per_env=args.episodes // num_envs
-    )
-    try:
-        connect(trainer, sampler, agent_state, args.seed)
-        return [game.score for game in sampler.evaluate()]
-    finally:
-        sampler.close()
-
-
-def serial_sampler(trainer: Trainer, stochastic: bool, env_kwargs: dict[str, Any], **evaluation: int) -> SerialSampler:
-    """A sampler that only evaluates."""
-    settings: Any = trainer.sampler
-    env = settings.eval_env
-    if env_kwargs:
-        if not isinstance(env, GymnasiumEnv):
-            raise ValueError(f"{type(env).__name__} cannot be filmed; only a GymnasiumEnv can")
-        env = dataclasses.replace(env, kwargs={**env.kwargs, **env_kwargs})
-    spec = dataclasses.replace(settings.evaluation, env=env, deterministic=not stochastic, **evaluation)
-    return SerialSampler(env=env, batch=BatchSpec(1, spec.num_envs), evaluation=spec)
-
-
-def connect(trainer: Trainer, sampler: SerialSampler, agent_state: dict[str, Any], seed: int) -> None:
-    """Build environments and agent, and load the agent's parameters."""
-    spaces = sampler.connect(seed=seed)
-    trainer.agent.initialize(spaces, seed=0)
-    trainer.agent.load_state_dict(agent_state)  # type: ignore[attr-defined]
-    sampler.initialize(trainer.agent, discount=trainer.algo.discount)
-
-
-def film(trainer: Trainer, agent_state: dict[str, Any], args: argparse.Namespace) -> Path:
+def film(agent: TrainedAgent, out: Path, max_steps: int, **options: Any) -> Path:
     """Play one episode and write its frames; the file."""
     try:
         from imageio.v2 import get_writer
     except ImportError as error:
-        raise ValueError("writing films needs imageio: pip install rlsurreal[video]") from error
+        raise ValueError('writing films needs imageio: pip install -e ".[video]"') from error
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo renders without a screen
-    out: Path = args.run / "video.mp4"
-    sampler = serial_sampler(trainer, args.stochastic, render_settings(trainer), num_envs=1, num_steps=1)
-    try:
-        connect(trainer, sampler, agent_state, args.seed)
-        with get_writer(out, fps=sampler.render_fps, macro_block_size=2) as video:
-            for frame in sampler.film(args.max_steps):
-                video.append_data(frame)  # type: ignore[attr-defined]
-    finally:
-        sampler.close()
+    frames = agent.film(max_steps, **options)
+    first, fps = next(frames)
+    with get_writer(out, fps=fps, macro_block_size=2) as video:
+        for frame in itertools.chain([first], (frame for frame, _ in frames)):
+            video.append_data(frame)  # type: ignore[attr-defined]
     return out
-
-
-def render_settings(trainer: Trainer) -> dict[str, Any]:
-    """Arguments with which the evaluation environment draws frames."""
-    settings: dict[str, Any] = {"render_mode": "rgb_array"}
-    sampler: Any = trainer.sampler
-    env = sampler.eval_env
-    if any("gymnasium.envs.mujoco" in module for module in env.preload_modules()):
-        settings["camera_name"] = "track"  # or the animal runs out of the picture
-    return settings
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if picture is None:
-        print("error: drawing needs matplotlib: pip install rlsurreal[plot]", file=sys.stderr)
+        print("error: drawing needs matplotlib: pip install -e .[plot]", file=sys.stderr)
         return 1
     print(picture)
     return 0

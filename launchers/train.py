@@ -1,19 +1,21 @@
 """Train a recipe:  python launchers/train.py RECIPE [name=value ...]
 
+RECIPE is one of --list, or a function of your own that returns a Trainer: my_experiments:make_trainer, in a module that
+can be imported from the working directory.
 On several GPUs or machines:  torchrun --nproc-per-node 4 launchers/train.py RECIPE --folder RUN
 
 A name without a dot is an argument of the recipe (env_id=Hopper-v5 seed=3), or a field of the experiment; dotted names
-reach any setting: algo.learning_rate=1e-4  sampler.batch.num_envs=32  agent.model.kwargs.hidden_sizes=(256,256)
+reach any setting: algo.learning_rate=1e-4  sampler.batch.num_envs=32  agent.model.kwargs.hidden_sizes="(256, 256)"
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -21,7 +23,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from rlsurreal.distributed import group
 from rlsurreal.recipes import RECIPES
 from rlsurreal.runners import Trainer
+from rlsurreal.trained import load_experiment
 from rlsurreal.utils import config
+from rlsurreal.utils.names import find_named
 from rlsurreal.utils.text_values import parse_value
 
 
@@ -34,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         trainer = resume_experiment(args.resume, args.overrides) if args.resume else build(args.recipe, args.overrides)
         check_restarts(args.folder or args.resume)
+        if not args.print_config:
+            trainer.check()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line as attributes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", help="name of a recipe; see --list")
+    parser.add_argument("recipe", nargs="?", help="name of a recipe, see --list; or module:function")
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings to change")
     parser.add_argument("--list", action="store_true", help="list the recipes with their arguments")
     parser.add_argument("--print-config", action="store_true", help="print every setting and stop")
@@ -76,16 +82,38 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build(recipe: str, words: list[str]) -> Trainer:
     """The experiment of a recipe with overrides; ValueError says what is wrong."""
-    if recipe not in RECIPES:
-        raise ValueError(f"there is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+    make = find_recipe(recipe)
     overrides = config.parse_overrides(words)
-    parameters = inspect.signature(RECIPES[recipe], eval_str=True).parameters
+    parameters = inspect.signature(make, eval_str=True).parameters
     arguments = {
         name: parse_value(overrides.pop(name), parameters[name].annotation)
         for name in list(overrides)
         if name in parameters
     }
-    return config.override(RECIPES[recipe](**arguments), overrides)
+    trainer = make(**arguments)
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"{recipe} returned {trainer!r}; a recipe returns a Trainer")
+    return config.override(trainer, overrides)
+
+
+def find_recipe(name: str) -> Callable[..., Trainer]:
+    """A recipe by its name, or any function by ``module:function``; ValueError if there is none."""
+    if ":" in name:
+        see_modules_here()
+        found: Callable[..., Trainer] = find_named(name)
+        return found
+    if name not in RECIPES:
+        raise ValueError(
+            f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}, or name a function of your own: "
+            "module:function"
+        )
+    return RECIPES[name]
+
+
+def see_modules_here() -> None:
+    """Modules in the working directory can be imported, as with ``python -m``."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def check_restarts(folder: Path | None) -> None:
@@ -95,14 +123,9 @@ def check_restarts(folder: Path | None) -> None:
 
 
 def resume_experiment(run: Path, words: list[str]) -> Trainer:
-    """The experiment that made a run folder."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{run} is no run folder: it has no config.json")
-    trainer = config.from_tree(json.loads(path.read_text()))
-    if not isinstance(trainer, Trainer):
-        raise ValueError(f"{path} does not describe an experiment")
-    return config.override(trainer, config.parse_overrides(words))
+    """The experiment that made a run folder, with overrides."""
+    see_modules_here()
+    return config.override(load_experiment(run), config.parse_overrides(words))
 
 
 def print_recipes() -> None:
@@ -122,7 +145,7 @@ def report(folder: Path) -> None:
     else:
         print(f"\nmean return of the last games: {result:,.1f}")
         picture = draw_runs([folder], folder / "learning_curve.png")
-        print(f"learning curve: {picture or 'not drawn; pip install rlsurreal[plot]'}")
+        print(f"learning curve: {picture or 'not drawn: pip install -e .[plot]'}")
     here = Path(sys.executable).parent  # of this environment, which may not be the shell's
     tools = f"{os.path.relpath(here)}/" if here.is_relative_to(Path.cwd()) else ""
     print(

@@ -20,7 +20,7 @@ LAYERS = (  # from the ground up
     ("agents",),
     ("samplers", "algos"),
     ("runners",),
-    ("recipes",),
+    ("recipes", "trained"),
 )
 RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
 ONLY = {"runners": {"structs", "utils", "distributed"}}  # what they work with is handed to them

@@ -118,7 +118,6 @@ def her_bitflip(num_bits: int = 15, seed: int = 0) -> Trainer:
             env=GymnasiumEnv(factory=BitFlipEnv, kwargs={"num_bits": num_bits}),
             batch=BatchSpec(num_steps=8, num_envs=4),
         ),
-        checkpoints=CheckpointPolicy(keep="none"),
     )
 
 

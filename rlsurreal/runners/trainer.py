@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from rlsurreal.distributed import group
 from rlsurreal.distributed.start import start_ranks
@@ -39,6 +42,7 @@ class Trainer:
     console: Console = "line"  # metrics on the terminal, beside a progress bar: a "line" each, a "table" each, or "off"
 
     def __post_init__(self) -> None:
+        self.name = self.name.replace("/", "_")  # ids of environments have slashes: dm_control/cheetah-run-v0
         for name in ("total_env_steps", "log_interval_steps", "num_threads", "ranks"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -54,6 +58,17 @@ class Trainer:
                 f"eval_interval_steps is {self.eval_interval_steps}; it must be at least 1, or None for never"
             )
 
+    def check(self) -> None:
+        """Raises ValueError where training would fail at once: there is no such device, or no such environment."""
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {self.device!r}, and torch finds no GPU here; use 'cpu'")
+        env: Any = getattr(self.sampler, "env", None)
+        try:
+            if env is not None:
+                env.preload_modules()
+        except Exception as error:
+            raise ValueError(f"sampler.env cannot be found: {error}") from error
+
     def train(self, resume: str | Path | None = None, *, folder: str | Path | None = None) -> Path:
         """Train until the budget is used or the run is interrupted; the run's folder.
 
@@ -64,10 +79,11 @@ class Trainer:
                 after whatever has happened.  None: a new folder under ``root``.
 
         Raises:
-            ValueError: there is nothing to resume, or settings cannot be divided among the ranks.
+            ValueError: see `check`; or there is nothing to resume, or settings cannot be divided among the ranks.
             ChildError: a worker, or one of the ranks that this process has started, has failed.
             RankError: another rank has failed.
         """
+        self.check()
         if self.ranks > 1 and not group.in_group():
             self.interrupted_by, path = start_ranks(self.ranks, _train_as_rank, self, resume, folder)
             return path

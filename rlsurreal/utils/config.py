@@ -107,7 +107,11 @@ def _from_tree(tree: Any, path: str) -> Any:
     fields = {name: _from_tree(value, _join(path, name)) for name, value in tree.get("fields", {}).items()}
     try:
         if tag == "repr":
-            raise ValueError(f"to_tree with strict=False wrote only the text {content!r}, which cannot be rebuilt")
+            raise ValueError(
+                f"only the text {content!r} was saved, for it has no name by which another process finds it: define it "
+                "at the top of a module, not in the script that runs (or, in that script, hand the whole experiment "
+                "over: load_agent(run, experiment=...))"
+            )
         found = find_named(content)
         if tag == "ref":
             return found

@@ -22,15 +22,15 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name.removesuffix(".py"))
 
 
-def mean_return(trainer, tmp_path) -> float:
-    """Mean return of the last twenty games of a quiet run."""
+def mean_return(trainer, tmp_path, num_games: int = 20) -> float:
+    """Mean return of the last games of a quiet run."""
     trainer.root, trainer.console, trainer.tensorboard = str(tmp_path), "off", False
     trainer.num_threads = 1  # whatever else is running
     ended = []
     pop = trainer.sampler.pop_trajectories
     trainer.sampler.pop_trajectories = lambda: ended.append(pop()) or ended[-1]
     trainer.train()
-    return float(np.mean([game.total_reward for games in ended for game in games][-20:]))
+    return float(np.mean([game.total_reward for games in ended for game in games][-num_games:]))
 
 
 def test_every_example_is_tested_here():
@@ -42,6 +42,8 @@ def test_every_example_is_tested_here():
         "5_dqn_pong.py",
         "6_sac.py",
         "7_r2d2.py",
+        "8_trained_agent.py",
+        "9_own_algorithm.py",
     ]
 
 
@@ -63,8 +65,8 @@ def test_3_custom_env_and_model(tmp_path):
 
 def test_4_recurrent_ppo(tmp_path):
     example = load("4_recurrent_ppo.py")
-    assert mean_return(example.make_trainer("lstm", 60_000), tmp_path) > 0.9
-    assert mean_return(example.make_trainer(None, 30_000), tmp_path) < 0.9
+    assert mean_return(example.make_trainer("lstm", 60_000), tmp_path, 200) > 0.9
+    assert mean_return(example.make_trainer(None, 30_000), tmp_path, 200) < 0.65  # chance is 0.5
 
 
 @pytest.mark.processes
@@ -84,8 +86,19 @@ def test_6_sac(tmp_path):
 
 def test_7_r2d2(tmp_path):
     example = load("7_r2d2.py")
-    assert mean_return(example.make_trainer("r2d2"), tmp_path) > 0.9
-    assert mean_return(example.make_trainer("dqn", 6_000), tmp_path) < 0.9
+    assert mean_return(example.make_trainer("r2d2"), tmp_path, 200) > 0.9
+    assert mean_return(example.make_trainer("dqn", 6_000), tmp_path, 200) < 0.65  # chance is 0.5
+
+
+def test_8_trained_agent(tmp_path):
+    example = load("8_trained_agent.py")
+    agent = example.load_agent(example.train(20_000, str(tmp_path)))
+    assert np.mean([game.score for game in agent.evaluate(num_episodes=5)]) > 100
+    assert example.play_one_episode(agent) > 100
+
+
+def test_9_own_algorithm(tmp_path):
+    assert mean_return(load("9_own_algorithm.py").make_trainer(30_000), tmp_path) > 100
 
 
 @pytest.mark.processes

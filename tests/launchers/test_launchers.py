@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.processes
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(*words: object, status: int = 0) -> str:
+def run(*words: object, status: int = 0, cwd: Path | None = None) -> str:
     """Output of a launcher, which must end with ``status``."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "launchers" / str(words[0])), *map(str, words[1:])],
@@ -22,6 +23,7 @@ def run(*words: object, status: int = 0) -> str:
         capture_output=True,
         env=ENVIRONMENT,
         timeout=100,
+        cwd=cwd,
     )
     assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -79,13 +81,50 @@ def test_settings_may_stand_behind_options():
         (["debug", "algo.num_epochs=many"], "num_epochs"),
         (["debug", "algo.num_epochs=0"], "num_epochs is 0; it must be at least 1"),
         (["debug", "algo.num_epochs"], "algo.num_epochs"),
+        (["ppo_mujoco", "env_id=HalfChetah-v5"], "sampler.env cannot be found: "),
+        (["debug", "device=cuda"], "device is 'cuda', and torch finds no GPU"),
+        (["no_such_module:make"], "there is no no_such_module:make"),
+        (["builtins:dict"], "dict returned {}; a recipe returns a Trainer"),
         (["--resume", "/no/such/run"], "no run folder"),
         (["debug", "--resume", "/no/such/run", "--folder", "here"], "--resume and --folder name a folder each"),
     ],
 )
-def test_wrong_arguments_are_errors_that_name_the_fix(words, complaint):
-    output = run("train.py", *words, status=2)
+def test_wrong_arguments_are_errors_that_name_the_fix(words, complaint, tmp_path):
+    if "device=cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    output = run("train.py", *words, status=2, cwd=tmp_path)
     assert complaint in output and "Traceback" not in output
+    assert not list(tmp_path.iterdir()), "no folder of a run that cannot begin"
+
+
+OWN_EXPERIMENT = """
+from dataclasses import replace
+from rlsurreal.envs import GymnasiumEnv
+from rlsurreal.recipes import debug
+from rlsurreal.runners import Trainer
+from rlsurreal.samplers import ParallelSampler
+from rlsurreal.structs import BatchSpec
+from rlsurreal.testing.envs import CountingEnv
+
+class MyEnv(CountingEnv):
+    pass
+
+def make_trainer(seed: int = 0, length: int = 5) -> Trainer:
+    env = GymnasiumEnv(factory=MyEnv, kwargs={"lengths": length})
+    sampler = ParallelSampler(env=env, batch=BatchSpec(num_steps=32, num_envs=2), num_workers=1)
+    return replace(debug(seed), name="dm_control/mine", total_env_steps=512, sampler=sampler)
+"""
+
+
+def test_an_experiment_of_ones_own_is_trained_continued_and_evaluated(tmp_path):
+    (tmp_path / "my_experiments.py").write_text(OWN_EXPERIMENT)
+    output = run("train.py", "my_experiments:make_trainer", "length=7", "algo.num_epochs=1", cwd=tmp_path)
+    assert "mean return of the last games: 28" in output
+    folder = tmp_path / "runs" / "dm_control_mine_0"
+    run("train.py", "--resume", folder, "total_env_steps=1024", "console=off", cwd=tmp_path)
+    assert "return over 10 episodes: mean 280.0" in run(
+        "evaluate.py", folder, cwd=tmp_path
+    )  # the score is ten times it
 
 
 def test_training_says_what_came_out_and_where(finished_run):

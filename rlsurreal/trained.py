@@ -1,0 +1,214 @@
+"""A trained agent, back from the folder of its run: to act with, to evaluate, to film.
+
+agent = load_agent("runs/ppo_HalfCheetah-v5_0")
+print(mean(game.score for game in agent.evaluate(num_episodes=10)))
+
+env = agent.make_env()
+observation, _ = env.reset()
+action = agent.act(observation)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rlsurreal.envs import GymnasiumEnv
+from rlsurreal.runners import Trainer
+from rlsurreal.runners.checkpoints import BEST
+from rlsurreal.samplers import SerialSampler
+from rlsurreal.structs import AgentInputs, BatchSpec, Noise, TrajInfo
+from rlsurreal.utils import config
+from rlsurreal.utils.files import latest_checkpoint, load_checkpoint
+from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.spaces import null_value, to_env_action, writer
+from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch
+
+Which = Literal["best", "latest"]
+_EVALUATION_SEED = 1_000_000  # of environments, far from those of training
+
+
+def load_experiment(run: str | Path) -> Trainer:
+    """The experiment that made a run folder, its settings as they were.
+
+    Raises:
+        ValueError: there is none, or what it names is not there any more.
+    """
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run} is no run folder: it has no config.json")
+    trainer = config.from_tree(json.loads(path.read_text()))
+    if not isinstance(trainer, Trainer):
+        raise ValueError(f"{path} does not describe an experiment")
+    return trainer
+
+
+def load_agent(
+    run: str | Path, checkpoint: Which | None = None, *, experiment: Trainer | None = None, device: str = "cpu"
+) -> TrainedAgent:
+    """The agent of a run folder.
+
+    Args:
+        run: the folder.
+        checkpoint: None: the best, if evaluations have chosen one, else the latest.
+        experiment: what made the run.  None: as its config.json says, which names classes and functions; give it where
+            they are defined in the script that runs.
+        device: where the agent acts.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the experiment cannot be rebuilt.
+    """
+    folder = Path(run) / "checkpoints"
+    best = folder / BEST
+    path = best if checkpoint == "best" or (checkpoint is None and best.exists()) else latest_checkpoint(folder)
+    if path is None or not path.exists():
+        raise ValueError(f"{run} has no {checkpoint or 'best or latest'} checkpoint")
+    state = load_checkpoint(path)["agent"]
+    return TrainedAgent(experiment or load_experiment(run), state, path, device)
+
+
+class TrainedAgent:
+    """Acts in one environment at a time, as `gymnasium` has it, or plays whole episodes.
+
+    Attributes:
+        experiment: that trained it.
+        path: of the checkpoint.
+    """
+
+    def __init__(self, experiment: Trainer, state: dict[str, Any], path: Path, device: str) -> None:
+        """See `load_agent`."""
+        self.experiment, self.path, self._device = experiment, path, device
+        self._state = state
+        self._env_spec: Any = experiment.sampler.eval_env  # type: ignore[attr-defined]
+        self._border: _Border | None = None
+
+    # ------------------------------------------------------------ step by step
+
+    def make_env(self, **kwargs: Any) -> gym.Env:
+        """An environment as it was evaluated in; ``kwargs``: of the environment, e.g. ``render_mode="human"``."""
+        return self._gymnasium(kwargs).make_one()
+
+    def reset(self) -> None:
+        """Forget what was seen: to be called where an episode begins, by agents with memory at least."""
+        self._episode().reset()
+
+    def act(self, observation: Any, reward: float = 0.0, *, deterministic: bool = True) -> Any:
+        """The action for an observation, both as the environment has them.
+
+        Args:
+            observation: of the environment's space.
+            reward: that came with it; agents with memory look at it.
+            deterministic: the most likely action; False: one drawn as in training.
+        """
+        return self._episode().act(observation, reward, deterministic)
+
+    def _episode(self) -> _Border:
+        if self._border is None:
+            agent: Any = self.experiment.agent
+            envs = self._gymnasium({}).make(1, 0, 0)
+            agent.initialize(envs.spaces, seed=0, device=self._device)
+            agent.load_state_dict(self._state)
+            self._border = _Border(agent, envs.envs[0].observation_space, envs.envs[0].action_space)
+            envs.close()
+        return self._border
+
+    def _gymnasium(self, kwargs: dict[str, Any]) -> GymnasiumEnv:
+        if not isinstance(self._env_spec, GymnasiumEnv):
+            raise ValueError(
+                f"the agent was evaluated in a {type(self._env_spec).__name__}, which has no single environments; "
+                "use evaluate"
+            )
+        return dataclasses.replace(self._env_spec, kwargs={**self._env_spec.kwargs, **kwargs})
+
+    # ------------------------------------------------------------ whole episodes
+
+    def evaluate(
+        self, num_episodes: int = 10, *, deterministic: bool = True, seed: int = _EVALUATION_SEED
+    ) -> list[TrajInfo]:
+        """Play episodes, spread evenly over up to ten environments.
+
+        Raises:
+            ValueError: ``num_episodes`` is less than 1.
+        """
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes is {num_episodes}; it must be at least 1")
+        num_envs = max(n for n in range(1, min(10, num_episodes) + 1) if num_episodes % n == 0)
+        episodes = num_episodes // num_envs
+        sampler = self._sampler(self._env_spec, deterministic, num_envs=num_envs, episodes_per_env=episodes)
+        try:
+            self._connect(sampler, seed)
+            return list(sampler.evaluate())
+        finally:
+            sampler.close()
+
+    def film(
+        self, max_steps: int = 10_000, *, deterministic: bool = True, seed: int = _EVALUATION_SEED
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Frames uint8 ``[height, width, 3]`` of one episode, each with the number to be shown a second."""
+        kwargs = {"render_mode": "rgb_array"}
+        if any("gymnasium.envs.mujoco" in module for module in self._env_spec.preload_modules()):
+            kwargs["camera_name"] = "track"  # or the animal runs out of the picture
+        sampler = self._sampler(self._gymnasium(kwargs), deterministic, num_envs=1, num_steps=1)
+        try:
+            self._connect(sampler, seed)
+            for frame in sampler.film(max_steps):
+                yield frame, sampler.render_fps
+        finally:
+            sampler.close()
+
+    def _sampler(self, env: Any, deterministic: bool, **evaluation: int) -> SerialSampler:
+        settings: Any = self.experiment.sampler
+        spec = dataclasses.replace(settings.evaluation, env=env, deterministic=deterministic, **evaluation)
+        return SerialSampler(env=env, batch=BatchSpec(1, spec.num_envs), evaluation=spec)
+
+    def _connect(self, sampler: SerialSampler, seed: int) -> None:
+        agent: Any = self.experiment.agent
+        self._border = None  # the agent is built anew
+        agent.initialize(sampler.connect(seed=seed), seed=0, device=self._device)
+        agent.load_state_dict(self._state)
+        sampler.initialize(agent, discount=self.experiment.algo.discount)
+
+
+class _Border:
+    """An agent's memory in one environment, and what lies between the two: the types of numbers, the action's range."""
+
+    def __init__(self, agent: Any, observation_space: gym.Space, action_space: gym.Space) -> None:
+        self._agent = agent
+        self._observation = tree_map(lambda a: a[None].copy(), null_value(observation_space))
+        self._write = writer(observation_space)
+        self._to_env = to_env_action(action_space)
+        self._rng = np.random.default_rng(0)
+        self.reset()
+
+    def reset(self) -> None:
+        agent = self._agent
+        self._memory: Tree = agent.initial_state(1)
+        self._prev_action = to_torch(tree_map(lambda a: np.asarray(a)[None], null_value(agent.spaces.action)))
+        self._begins = True
+
+    @torch.inference_mode()
+    def act(self, observation: Any, reward: float, deterministic: bool) -> Any:
+        agent = self._agent
+        self._write(self._observation, 0, observation)
+        inputs = AgentInputs(to_torch(self._observation))
+        if agent.uses_previous:
+            inputs = AgentInputs(inputs.observation, self._prev_action, torch.tensor([0.0 if self._begins else reward]))
+        noise = None if deterministic else self._noise()
+        step, self._memory = agent.act(to_device(inputs, agent.device), self._memory, noise)
+        self._prev_action = tree_map(lambda t: t.cpu().clone(), step.action)
+        self._begins = False
+        return self._to_env(to_numpy(self._prev_action))[0]
+
+    def _noise(self) -> Noise:
+        spec = self._agent.noise_spec
+        normal = self._rng.standard_normal((1, spec.normal), np.float32) if spec.normal else None
+        uniform = self._rng.random((1, spec.uniform), np.float32) if spec.uniform else None
+        found: Noise = to_device(to_torch(Noise(normal, uniform)), self._agent.device)
+        return found

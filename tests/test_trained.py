@@ -1,0 +1,110 @@
+"""Agents back from their folders: what they do step by step is what evaluations of the run do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from rlsurreal.agents import ActorCriticAgent, ModelSpec
+from rlsurreal.algos import PPO
+from rlsurreal.envs import GymnasiumEnv
+from rlsurreal.envs.base import env_seed
+from rlsurreal.models import ActorCritic
+from rlsurreal.recipes import debug, dqn_cartpole, sac_pendulum
+from rlsurreal.runners import Trainer
+from rlsurreal.samplers import SerialSampler
+from rlsurreal.structs import BatchSpec
+from rlsurreal.testing.envs import CountingEnv, NestedEnv, RecallEnv
+from rlsurreal.trained import TrainedAgent, load_agent, load_experiment
+from rlsurreal.utils.files import latest_checkpoint
+from rlsurreal.utils.seeding import derive_seed
+
+torch.set_num_threads(1)
+
+
+def actor_critic(env: GymnasiumEnv, **kwargs: Any) -> Trainer:
+    return replace(
+        debug(),
+        agent=ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs={"hidden_sizes": (8,), **kwargs})),
+        algo=PPO(num_epochs=1, num_minibatches=1),
+        sampler=SerialSampler(env=env, batch=BatchSpec(num_steps=16, num_envs=2)),
+    )
+
+
+EXPERIMENTS: dict[str, Any] = {
+    "ppo": debug,
+    "dqn": dqn_cartpole,
+    "actions with bounds": sac_pendulum,
+    "memory": lambda: actor_critic(GymnasiumEnv(factory=RecallEnv), recurrent="lstm", recurrent_size=8),
+    "nested": lambda: actor_critic(GymnasiumEnv(factory=NestedEnv)),
+}
+
+
+def train(experiment: Trainer, tmp_path: Any) -> Any:
+    quiet = {"root": str(tmp_path), "console": "off", "tensorboard": False, "eval_interval_steps": None}
+    return replace(experiment, total_env_steps=64, **quiet).train()
+
+
+def play(agent: TrainedAgent, seed: int, **options: Any) -> tuple[float, list[Any]]:
+    env, total, ended, actions = agent.make_env(), 0.0, False, []
+    observation, _ = env.reset(seed=seed)
+    reward = 0.0
+    agent.reset()
+    while not ended:
+        actions.append(agent.act(observation, reward, **options))
+        assert env.action_space.contains(actions[-1])
+        observation, reward, terminated, truncated, _ = env.step(actions[-1])
+        total, ended = total + float(reward), terminated or truncated
+    env.close()
+    return total, actions
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_acting_step_by_step_is_what_an_evaluation_does(name, tmp_path):
+    agent = load_agent(train(EXPERIMENTS[name](), tmp_path))
+    seed = env_seed(derive_seed(7, "evaluation"), 0)
+    for _ in range(2):  # the agent is built anew in between
+        (game,) = agent.evaluate(1, seed=7)
+        total, actions = play(agent, seed)
+        assert total == pytest.approx(game.total_reward, rel=1e-5) and len(actions) == game.length
+    assert len(agent.evaluate(6)) == 6
+
+
+def test_actions_are_drawn_if_asked(tmp_path):
+    agent = load_agent(train(sac_pendulum(), tmp_path), "latest")
+    first, second = (np.array(play(agent, 3, deterministic=False)[1]) for _ in range(2))
+    assert not np.array_equal(first, second) and np.abs(first).max() > 1, "in the environment's units: up to 2"
+
+
+def test_classes_of_the_script_that_runs(tmp_path, monkeypatch):
+    class Local(CountingEnv):
+        """No other process finds this one by name."""
+
+    experiment = actor_critic(GymnasiumEnv(factory=Local))
+    folder = train(experiment, tmp_path)
+    with pytest.raises(ValueError, match=r"sampler.env.factory: .*Local.*experiment"):
+        load_agent(folder)
+    agent = load_agent(folder, experiment=experiment)
+    assert len(agent.evaluate(2)) == 2
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is no run folder"):
+        load_experiment(tmp_path)
+    folder = train(debug(), tmp_path)
+    with pytest.raises(ValueError, match="has no best checkpoint"):
+        load_agent(folder, "best")
+    agent = load_agent(folder)
+    assert agent.path == latest_checkpoint(folder / "checkpoints")
+    with pytest.raises(ValueError, match="num_episodes is 0"):
+        agent.evaluate(0)
+    env = agent.make_env(render_mode="rgb_array")
+    assert isinstance(env, gym.Env) and env.render_mode == "rgb_array"
+    agent._env_spec = object()
+    with pytest.raises(ValueError, match="has no single environments; use evaluate"):
+        agent.act(np.zeros(4))
