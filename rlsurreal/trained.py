@@ -65,13 +65,13 @@ def load_agent(
     Raises:
         ValueError: there is no such checkpoint, or the experiment cannot be rebuilt.
     """
+    trainer = experiment or load_experiment(run)
     folder = Path(run) / "checkpoints"
     best = folder / BEST
     path = best if checkpoint == "best" or (checkpoint is None and best.exists()) else latest_checkpoint(folder)
     if path is None or not path.exists():
         raise ValueError(f"{run} has no {checkpoint or 'best or latest'} checkpoint")
-    state = load_checkpoint(path)["agent"]
-    return TrainedAgent(experiment or load_experiment(run), state, path, device)
+    return TrainedAgent(trainer, load_checkpoint(path)["agent"], path, device)
 
 
 class TrainedAgent:

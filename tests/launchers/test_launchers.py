@@ -84,7 +84,7 @@ def test_settings_may_stand_behind_options():
         (["ppo_mujoco", "env_id=HalfChetah-v5"], "sampler.env cannot be found: "),
         (["debug", "device=cuda"], "device is 'cuda', and torch finds no GPU"),
         (["no_such_module:make"], "there is no no_such_module:make"),
-        (["builtins:dict"], "dict returned {}; a recipe returns a Trainer"),
+        (["pathlib:Path"], "returned PosixPath('.'); a recipe returns a Trainer"),
         (["--resume", "/no/such/run"], "no run folder"),
         (["debug", "--resume", "/no/such/run", "--folder", "here"], "--resume and --folder name a folder each"),
     ],

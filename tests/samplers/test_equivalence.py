@@ -78,8 +78,12 @@ def assert_same(
     assert sorted(ours[2], key=repr) == sorted(theirs[2], key=repr)
 
 
-@pytest.mark.parametrize("mid_batch_reset", [True, False], ids=["mid-batch-reset", "wait-for-reset"])
-@pytest.mark.parametrize("name", PARALLEL)
+WAITING = ("worker-two-slots", "lock-step", "alternating", "dynamic")  # what waits is the collector, the same in all
+
+
+@pytest.mark.parametrize(
+    ("name", "mid_batch_reset"), [*((name, True) for name in PARALLEL), *((name, False) for name in WAITING)]
+)
 def test_parallel_equals_serial(name, mid_batch_reset):
     shared = settings(GymnasiumEnv(factory="CartPole-v1"), mid_batch_reset=mid_batch_reset, max_decorrelation_steps=13)
     serial = run(SerialSampler(**shared))
