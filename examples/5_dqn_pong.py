@@ -1,6 +1,6 @@
 """DQN on Atari's Pong: learning from replay, in which each frame is kept once.
 
-    python examples/5_dqn_pong.py           about an hour on two cores: from -21 to above -19
+    python examples/5_dqn_pong.py           about an hour on two cores
     python examples/5_dqn_pong.py rainbow   the same with Rainbow's additions: other settings, not another algorithm
 
 Needs pip install -e ".[atari]".

@@ -89,14 +89,19 @@ def test_n_step_return_is_its_definition(num_steps: int) -> None:
     np.testing.assert_allclose(returns, expected, atol=1e-12)
 
 
-def test_hand_numbers() -> None:
-    """Row 1 ends an episode, row 2 is its reset row, the slot ends in the middle of the next episode."""
+def slot_by_hand() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """A slot whose row 1 ends an episode, and row 2 is its reset row; flags for nowhere, and for row 1."""
     slot = {
         "reward": torch.tensor([[1.0], [2.0], [0.0], [4.0]]),
         "value": torch.tensor([[10.0], [20.0], [30.0], [40.0], [50.0]]),
         "valid": torch.tensor([[True], [True], [False], [True]]),
     }
     off, row_1 = torch.zeros(4, 1, dtype=torch.bool), torch.tensor([[False], [True], [False], [False]])
+    return slot, off, row_1
+
+
+def test_hand_numbers() -> None:
+    slot, off, row_1 = slot_by_hand()
     cut = n_step_return(**slot, terminated=off, truncated=row_1, discount=0.5, num_steps=9)
     assert cut.flatten().tolist() == [1 + 0.5 * (2 + 0.5 * 30), 2 + 0.5 * 30, 30, 4 + 0.5 * 50]
     for truncated in (off, row_1):  # terminated wins
@@ -106,12 +111,7 @@ def test_hand_numbers() -> None:
 
 def test_gae_hand_numbers() -> None:
     """The same rows; discount 0.5 and lambda 0.5, so that each error counts for a quarter one row before."""
-    slot = {
-        "reward": torch.tensor([[1.0], [2.0], [0.0], [4.0]]),
-        "value": torch.tensor([[10.0], [20.0], [30.0], [40.0], [50.0]]),
-        "valid": torch.tensor([[True], [True], [False], [True]]),
-    }
-    off, row_1 = torch.zeros(4, 1, dtype=torch.bool), torch.tensor([[False], [True], [False], [False]])
+    slot, off, row_1 = slot_by_hand()
     errors = [1 + 0.5 * 20 - 10, 2 + 0.5 * 30 - 20, 4 + 0.5 * 50 - 40]  # rows 0, 1 (cut off), 3
     expected = [errors[0] + 0.25 * errors[1], errors[1], 0.0, errors[2]]
     assert expected == [0.25, -3.0, 0.0, -11.0]
