@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,10 @@ class Member:
 Replace = Callable[[Member], WorkerPlan]
 
 
+class LostInEvaluation(Exception):
+    """Workers were lost while they played evaluation games, and replaced: the games are to be begun anew."""
+
+
 class Crew:
     """All child processes of one sampler."""
 
@@ -50,6 +54,7 @@ class Crew:
         """``replace``: makes the plan for a worker that takes a lost one's place; None: a lost worker ends the run."""
         self._launcher, self._step_timeout_s, self._replace = launcher, step_timeout_s, replace
         self.members: list[Member] = []
+        self._num_slots_wanted = 0  # whose filling has been waited for
         self._group = Group() if Group.supported else None
 
     def add(self, name: str, target: Callable[..., None], plan: WorkerPlan | ServerPlan) -> None:
@@ -90,21 +95,48 @@ class Crew:
             member.plan.go.post()
 
     def wait_all_done(self, command: int) -> None:
-        """Wait until every process has carried out one ``command``; lost workers are replaced if that was asked for."""
+        """Wait until every process has carried out one ``command``; lost workers are replaced if that was asked for.
+
+        Raises:
+            LostInEvaluation: workers were replaced, and ``command`` was not to collect.
+        """
+        if command == COLLECT:
+            self._wait_until_collected()
+        else:
+            self._wait_until_evaluated()
+
+    def _wait_until_collected(self) -> None:
+        self._num_slots_wanted += 1
         for member in self.members:
-            if command != COLLECT or self._replace is None:
-                self.watch([member.plan.done]).wait(None)
-                member.plan.done.take()
-                member.num_slots_done += command == COLLECT
-                continue
-            before = member.num_slots_done
-            while member.num_slots_done == before:
-                try:
-                    self.watch([member.plan.done]).wait(None)
-                    member.plan.done.take()
+            while member.num_slots_done < self._num_slots_wanted:
+                with self._replacing():
+                    self._take_done(member)
                     member.num_slots_done += 1
-                except ChildError as error:
-                    self._replace_or_raise(error, self._replace)
+
+    def _wait_until_evaluated(self) -> None:
+        ordered = [(member, member.child) for member in self.members]
+        for member, child in ordered:
+            is_done = False
+            while member.child is child and not is_done:  # a replacement was not told to do anything
+                with self._replacing():
+                    self._take_done(member)
+                    is_done = True
+        if any(member.child is not child for member, child in ordered):
+            raise LostInEvaluation
+
+    def _take_done(self, member: Member) -> None:
+        self.watch([member.plan.done]).wait(None)
+        member.plan.done.take()
+
+    @contextlib.contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Replace the worker that is lost in here, if that was asked for."""
+        try:
+            yield
+        except ChildError as error:
+            if self._replace is None:
+                raise
+            self._replace_or_raise(error, self._replace)
 
     def _replace_or_raise(self, error: ChildError, replace: Replace) -> None:
         member = next((member for member in self.members if member.child is error.child), None)
@@ -128,12 +160,8 @@ class Crew:
     def revive(self) -> None:
         """Replace workers that were lost while they had nothing to do, or raise."""
         for member in self.members:
-            try:
+            with self._replacing():
                 member.child.check()
-            except ChildError as error:
-                if self._replace is None:
-                    raise
-                self._replace_or_raise(error, self._replace)
 
     def watch(self, signals: Sequence[Signal]) -> Watch:
         """Wait for ``signals`` with an eye on all processes."""

@@ -33,7 +33,7 @@ from rlsurreal.samplers.base import (
     play_episodes,
     replica,
 )
-from rlsurreal.samplers.crew import Crew, Member
+from rlsurreal.samplers.crew import Crew, LostInEvaluation, Member
 from rlsurreal.samplers.plans import (
     COLLECT,
     EVALUATE_AFRESH,
@@ -378,10 +378,12 @@ class ParallelSampler(SamplerSettings):
             for i in range(self.num_slots):
                 self._await((self._next_slot + i) % self.num_slots, crew)
             crew.revive()
-            self._eval_command = EVALUATE_AFRESH
-            return play_episodes(
-                self.evaluation, self._fill_evaluation, self._on_hold, self._eval_can_skip, self._discount
-            )
+            while True:
+                self._eval_command = EVALUATE_AFRESH
+                with contextlib.suppress(LostInEvaluation):  # a worker that is lost twice in a row ends the run
+                    return play_episodes(
+                        self.evaluation, self._fill_evaluation, self._on_hold, self._eval_can_skip, self._discount
+                    )
 
     def _fill_evaluation(self) -> EnvSamples:
         assert self._crew is not None

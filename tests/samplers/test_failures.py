@@ -9,9 +9,11 @@ import textwrap
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -489,3 +491,73 @@ def test_a_worker_lost_while_it_was_idle_is_replaced_before_an_evaluation(num_sl
         assert samples.env.valid[1, :2].all()
     finally:
         sampler.close()
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_a_worker_lost_after_it_was_done_first_is_replaced(num_slots, caplog):
+    # The master waits for the first worker; the second one has filled its part, and is lost.
+    slow = GymnasiumEnv(
+        factory=FailingEnv, kwargs={"mode": "block", "at": 12, "only_seed": env_seed(3, 0), "block_seconds": 3.0}
+    )
+    sampler = ParallelSampler(
+        env=slow,
+        batch=BatchSpec(8, 4),
+        num_workers=2,
+        num_slots=num_slots,
+        on_worker_failure="replace",
+        step_timeout_s=20,
+        evaluation=EvalSpec(num_envs=4, episodes_per_env=1),
+    )
+    try:
+        started(sampler)
+        killer = threading.Timer(1.5, lambda: os.kill(sampler._crew.members[1].child.pid, signal.SIGKILL))
+        killer.start()
+        for _ in range(5):
+            sampler.release(sampler.obtain())
+        killer.join()
+        assert caplog.text.count("replacing a worker") == 1
+        assert len(sampler.evaluate()) == 4
+        sampler.release(sampler.obtain())
+    finally:
+        sampler.close()
+
+
+@pytest.mark.parametrize("loses_again", [False, True])
+def test_a_worker_lost_in_an_evaluation_is_replaced_and_the_games_begin_anew(loses_again, tmp_path, caplog):
+    fragile = GymnasiumEnv(factory=Fragile, kwargs={"flag": str(tmp_path / ("always" if loses_again else "once"))})
+    sampler = ParallelSampler(
+        env=GymnasiumEnv(factory="CartPole-v1"),
+        batch=BatchSpec(8, 4),
+        num_workers=2,
+        on_worker_failure="replace",
+        evaluation=EvalSpec(env=fragile, num_envs=4, episodes_per_env=2),
+    )
+    try:
+        started(sampler)
+        if loses_again:
+            with pytest.raises(ChildError, match="lost again before it had filled a slot"):
+                sampler.evaluate()
+        else:
+            for _ in range(2):
+                games = sampler.evaluate()
+                assert sorted(game.env for game in games) == [0, 0, 1, 1, 2, 2, 3, 3]
+                sampler.release(sampler.obtain())
+        assert "replacing a worker" in caplog.text
+    finally:
+        sampler.close()
+
+
+class Fragile(gym.Wrapper):
+    """CartPole that kills its process at the fourth step: once, or every time."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self._flag, self._steps = Path(flag), 0
+
+    def step(self, action):
+        self._steps += 1
+        if self._steps == 4 and not self._flag.exists():
+            if self._flag.name == "once":
+                self._flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.env.step(action)
