@@ -24,7 +24,7 @@ from __future__ import annotations
 import faulthandler
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -36,6 +36,7 @@ from rlsurreal.distributed.signals import Signal, Waiter
 from rlsurreal.distributed.zygote import send_to_master
 from rlsurreal.samplers.actor import Actor
 from rlsurreal.samplers.plans import COLLECT, STOP, Control, StationPlan, Unit
+from rlsurreal.samplers.worker import wait
 from rlsurreal.structs import Agent, Spaces
 from rlsurreal.utils.affinity import pin
 
@@ -204,6 +205,20 @@ def make_server(
     return Server(settings, actor, groups, watch, rows_done)
 
 
+class _TimedWaiter(Waiter):
+    """Takes note of how long it waits."""
+
+    def __init__(self, sources: Sequence[Signal], waited_ns: np.ndarray) -> None:
+        super().__init__(sources)
+        self._waited_ns = waited_ns
+
+    def wait(self, timeout_s: float | None) -> list[Signal]:
+        start = time.perf_counter_ns()
+        ready = super().wait(timeout_s)
+        self._waited_ns += time.perf_counter_ns() - start
+        return ready
+
+
 def run_server(plan: ServerPlan) -> None:
     """Child process: serve slots until told to stop."""
     faulthandler.register(signal.SIGUSR1, file=plan.stack, all_threads=False)
@@ -212,15 +227,19 @@ def run_server(plan: ServerPlan) -> None:
     torch.set_num_threads(plan.settings.num_threads)
     plan.agent.initialize(plan.spaces, seed=0, device=plan.device)
     plan.agent.follow(plan.link)
-    rows_done = plan.control.rows_done
-    train = make_server(plan.settings, plan.agent, plan.train, plan.train_groups, Waiter, rows_done)
+    rows_done, waited_ns = plan.control.rows_done, plan.control.waited_ns
+
+    def watch(signals: Sequence[Signal]) -> SignalWatch:
+        return _TimedWaiter(signals, waited_ns)
+
+    train = make_server(plan.settings, plan.agent, plan.train, plan.train_groups, watch, rows_done)
     evaluate: Server | None = None
     if plan.evaluate_groups:
-        evaluate = make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, Waiter, rows_done)
+        evaluate = make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, watch, rows_done)
     send_to_master("ready")
     slot, num_slots = 0, len(plan.train.slots.env.reward)
     while True:
-        plan.go.wait()
+        wait(plan.go, plan.control)
         command = int(plan.control.command)
         if command == STOP:
             return
