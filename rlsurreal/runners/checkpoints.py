@@ -17,6 +17,7 @@ from rlsurreal.utils.files import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
+    remove_partial_files,
     save_checkpoint,
 )
 
@@ -65,16 +66,18 @@ class Checkpoints:
         self._best = -math.inf
         if policy.keep != "none" and ranks.is_first:
             self._folder.mkdir(exist_ok=True)
+            remove_partial_files(self._folder)
 
     def after_update(self, counter: Counter, samples: Any, metrics: Any) -> None:
         """Save if it is time."""
         interval, minutes = self._policy.interval_steps, self._policy.interval_minutes
         is_due = interval is not None and counter.env_steps // interval > max(self._saved_at, 0) // interval
         if is_due or (minutes is not None and counter.common_seconds - self._saved_seconds > 60 * minutes):
-            self._save(counter)
+            self.save(counter)
 
     def after_evaluation(self, counter: Counter, mean_return: float) -> None:
-        """Save as the best, if it is."""
+        """Save as the best, if it is.  What was saved before the evaluation is out of date."""
+        self._saved_at = min(self._saved_at, counter.env_steps - 1)
         if self._policy.keep != "none" and self._policy.best and mean_return > self._best:
             self._best = mean_return
             self._write(self._folder / BEST, self._state())
@@ -82,13 +85,13 @@ class Checkpoints:
     def finish(self, counter: Counter) -> None:
         """Save where the run ended."""
         if counter.env_steps != self._saved_at:
-            self._save(counter)
+            self.save(counter)
 
     def rescue(self, counter: Counter) -> None:
         """Save what was learned, without the environments: sampling, or another rank, has failed."""
         is_new = counter.iterations > 0 and counter.env_steps != self._saved_at
         if is_new and self._ranks.is_first and self._is_finite():
-            self._save(counter, in_peace=False)
+            self.save(counter, in_peace=False)
 
     def _is_finite(self) -> bool:
         module = getattr(self.parts["agent"], "module", torch.nn.Module())
@@ -97,7 +100,8 @@ class Checkpoints:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _save(self, counter: Counter, *, in_peace: bool = True) -> None:
+    def save(self, counter: Counter, *, in_peace: bool = True) -> None:
+        """Save now; not ``in_peace``: without the environments."""
         if self._policy.keep == "none":
             return
         if not self._is_finite():
@@ -141,6 +145,8 @@ class Checkpoints:
             _log.info("the checkpoint is that of %d ranks: what was each one's own starts afresh", len(every))
             every = [None] * count
         own = self._ranks.scatter(every) or {}
+        if state is not None and (self._folder / BEST).exists():  # it may be newer than the checkpoint
+            state["best"] = max(state["best"], load_checkpoint(self._folder / BEST)["best"])
         state = self._ranks.share(state)
         self._best, self._saved_at = state["best"], state["saved_at"]
         exact = True

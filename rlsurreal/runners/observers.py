@@ -147,6 +147,12 @@ class MetricLog(_Watching):
         """Metrics that go into the next row."""
         self._pending.update(metrics)
 
+    def finish(self, counter: Counter) -> None:
+        """Write what was added after the last row of all."""
+        if self._pending and self._logger is not None and counter.env_steps >= counter.total_env_steps:
+            self._logger.write(counter.env_steps, self._pending)
+            self._pending = {}
+
     def _write(self, counter: Counter, samples: Samples) -> None:
         self._check_finite(self._metrics, counter)
         self._logged_at = counter.env_steps
@@ -165,7 +171,7 @@ class MetricLog(_Watching):
         self._rate_from = (counter.env_steps, counter.seconds)
         row |= {f"time/{phase}_share": share for phase, share in self._timer.shares().items()}
         row |= {f"time/{kind}_wait_share": share for kind, share in self._sampler.wait_shares().items()}
-        row |= trajectory_statistics(self.recent)
+        row |= trajectory_statistics(self.recent, has_score=records_score(samples))
         row |= {name: float(value) for name, value in self._metrics.items()}
         row |= self._pending
         self._pending = {}
@@ -208,10 +214,16 @@ def is_due(counter: Counter, last_at: int, interval_steps: int) -> bool:
     return new_interval or counter.env_steps >= counter.total_env_steps
 
 
-def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "") -> dict[str, float]:
+def records_score(samples: Samples) -> bool:
+    """Whether the environments say what their games' scores are."""
+    info = samples.env.env_info
+    return info is not None and "score" in info
+
+
+def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "", *, has_score: bool = True) -> dict[str, float]:
     """Mean, standard deviation, median, least and most of return, length, discounted return and score.
 
-    The score is left out where it is the return; nothing at all where there are no games.
+    The score is left out where it can only be the return; nothing at all where there are no games.
     """
     games = list(games)
     if not games:
@@ -222,7 +234,7 @@ def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "") -> dict[s
         "discounted_return": [g.discounted_return for g in games],
         "score": [g.score for g in games],
     }
-    if columns["score"] == columns["return"]:
+    if not has_score and columns["score"] == columns["return"]:
         del columns["score"]
     statistics: dict[str, Callable[..., Any]] = {
         "mean": np.mean,
@@ -249,8 +261,10 @@ class Evaluations(_Watching):
         interval_steps: int,
         ranks: Ranks,
         has_part: bool,
+        is_leaving: Callable[[], bool],
     ) -> None:
-        """``has_part``: whether there are games for this rank."""
+        """``has_part``: whether there are games for this rank; ``is_leaving``: whether the run is to stop."""
+        self._is_leaving = is_leaving
         self._sampler, self._log, self._checkpoints = sampler, log, checkpoints
         self._interval_steps, self._ranks, self._has_part = interval_steps, ranks, has_part
         self._evaluated_at = 0
@@ -258,13 +272,20 @@ class Evaluations(_Watching):
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Evaluate if it is time."""
         if is_due(counter, self._evaluated_at, self._interval_steps):
-            self._evaluate(counter)
+            if self._is_leaving():  # who waits for that may not wait for the evaluation
+                self._checkpoints.save(counter)
+            self._evaluate(counter, records_score(samples))
 
-    def _evaluate(self, counter: Counter) -> None:
-        self._evaluated_at = counter.env_steps
+    def finish(self, counter: Counter) -> None:
+        """Evaluate at the end of the budget, if that failed when the budget's last step was made."""
+        if counter.env_steps >= counter.total_env_steps > self._evaluated_at:
+            self._evaluate(counter, has_score=True)
+
+    def _evaluate(self, counter: Counter, has_score: bool) -> None:
         own = self._sampler.evaluate() if self._has_part else []
         games = self._ranks.share([game for part in self._ranks.gather(own) for game in part])
-        self._log.add(trajectory_statistics(games, "eval/"))
+        self._evaluated_at = counter.env_steps
+        self._log.add(trajectory_statistics(games, "eval/", has_score=has_score))
         self._checkpoints.after_evaluation(counter, float(np.mean([game.total_reward for game in games])))
 
     def state_dict(self) -> dict[str, Any]:

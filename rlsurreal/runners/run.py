@@ -68,13 +68,15 @@ class Run:
             logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
             interrupts = stack.enter_context(Interrupts())
             stack.callback(self._sampler.close)
-            if logger is not None:
+            if logger is not None and not self._is_resumed:
                 self._describe()
             self._initialize()
-            with self._observers(logger, saved) as observers:
+            with self._observers(logger, saved, interrupts) as observers:
+                if logger is not None and self._is_resumed:  # what could not be continued is as it was
+                    self._describe()
                 self._loop(observers, interrupts)
                 observers.finish(self._counter)
-            stack.pop_all().close()
+            self._sampler.close()
             if self.interrupted_by and logger is not None:
                 counts = self._counter.env_steps, self._counter.total_env_steps
                 logger.text.warning(
@@ -104,6 +106,8 @@ class Run:
             self._sampler.release(samples)
             if self._ranks.count == 1:
                 self.interrupted_by = interrupts.received
+        if counter.env_steps >= counter.total_env_steps:
+            self.interrupted_by = None  # there was nothing left to interrupt
 
     def _meet(self, samples: Samples, interrupts: Interrupts, seconds: float) -> None:
         """Agree on what all ranks do alike: count the steps of all, keep the first one's time, stop if one must."""
@@ -172,7 +176,13 @@ class Run:
             raise ValueError(f"device is {device!r}; with several ranks each has a GPU of its own: make it 'cuda'")
         return f"cuda:{torch.cuda.current_device()}"
 
-    def _observers(self, logger: MetricLogger | None, saved: dict[str, Any] | None) -> Observers:
+    def _is_leaving(self, interrupts: Interrupts) -> bool:
+        """Whether this is the last iteration, on all ranks alike."""
+        return (self.interrupted_by if self._ranks.count > 1 else interrupts.received) is not None
+
+    def _observers(
+        self, logger: MetricLogger | None, saved: dict[str, Any] | None, interrupts: Interrupts
+    ) -> Observers:
         """All observers, and everything continued from ``saved``."""
         trainer, counter, sampler, ranks = self._trainer, self._counter, self._sampler, self._ranks
         log = MetricLog(logger, self._agent, sampler, trainer.log_interval_steps, self._timer, ranks)
@@ -181,7 +191,15 @@ class Run:
         watching: list[Any] = [log, checkpoints]
         if trainer.eval_interval_steps is not None:
             has_part = plays(trainer.sampler.evaluation.num_envs, ranks)
-            evaluations = Evaluations(sampler, log, checkpoints, trainer.eval_interval_steps, ranks, has_part)
+            evaluations = Evaluations(
+                sampler,
+                log,
+                checkpoints,
+                trainer.eval_interval_steps,
+                ranks,
+                has_part,
+                is_leaving=lambda: self._is_leaving(interrupts),
+            )
             parts["evaluations"] = evaluations
             watching.insert(0, evaluations)
         if self._is_resumed:

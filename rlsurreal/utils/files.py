@@ -119,7 +119,7 @@ def load_checkpoint(path: Path | str, map_location: Any = "cpu") -> dict[str, An
 
 
 def prune_checkpoints(folder: Path | str, keep_last: int = 1, keep_every_steps: int | None = None) -> list[Path]:
-    """Delete the checkpoints that the policy does not keep, and parts of files that a killed process left.
+    """Delete the checkpoints that the policy does not keep.
 
     Args:
         folder: of the run.  Only its owner may call this.
@@ -132,8 +132,6 @@ def prune_checkpoints(folder: Path | str, keep_last: int = 1, keep_every_steps: 
     for name, value in (("keep_last", keep_last), ("keep_every_steps", keep_every_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    for partial in Path(folder).glob(".checkpoint_*.tmp"):
-        partial.unlink(missing_ok=True)
     checkpoints = list_checkpoints(folder)
     kept = {path for _, path in checkpoints[-keep_last:]}
     if keep_every_steps is not None:
@@ -145,13 +143,19 @@ def prune_checkpoints(folder: Path | str, keep_last: int = 1, keep_every_steps: 
     return deleted
 
 
+def remove_partial_files(folder: Path | str) -> None:
+    """Delete the parts of checkpoints that a killed process left.  Only the folder's owner may call this."""
+    for partial in Path(folder).glob(".*.pt.*.tmp"):
+        partial.unlink(missing_ok=True)
+
+
 def _alternative(path: Path) -> str:
     """Advice for one whose checkpoint ``path`` is no good."""
     match = _CHECKPOINT.fullmatch(path.name)
     others = [(step, other) for step, other in list_checkpoints(path.parent) if other != path]
     before = [other for step, other in others if match is None or step < int(match[1])]
     if before:
-        return f"resume from the one before it: {before[-1]}"
+        return f"delete it, and the run goes on from the one before it: {before[-1]}"
     return f"its folder also has {others[0][1].name}" if others else "its folder has no other one"
 
 

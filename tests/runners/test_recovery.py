@@ -19,7 +19,7 @@ from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import AsyncSampler, EvalSpec, InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import AgentInputs, BatchSpec
 from rlsurreal.testing.envs import FailingEnv
-from rlsurreal.utils.files import list_checkpoints, load_checkpoint
+from rlsurreal.utils.files import list_checkpoints, load_checkpoint, save_checkpoint
 from rlsurreal.utils.namedarraytuple import tree_map
 
 BATCH = BatchSpec(16, 4)
@@ -237,3 +237,80 @@ def test_a_failed_evaluation_leaves_what_was_learned(tmp_path):
         run.train()
     ((_, path),) = list_checkpoints(tmp_path / "run_0" / "checkpoints")
     assert load_checkpoint(path)["counter"]["iterations"] == 2
+
+
+def test_an_evaluation_that_failed_at_the_very_end_is_made_up_for(tmp_path):
+    def run(env: GymnasiumEnv) -> Trainer:
+        evaluation = EvalSpec(env=env, num_envs=1, episodes_per_env=10)
+        sampler = SerialSampler(env=HEALTHY, batch=BATCH, evaluation=evaluation)
+        return trainer(tmp_path, sampler, eval_interval_steps=400)
+
+    with pytest.raises(EnvError, match="FailingEnv fails in step"):
+        run(FAILING).train()
+    folder = tmp_path / "run_0"
+    assert not (folder / "checkpoints" / "best.pt").exists()
+    for _ in range(2):  # the second time everything is there
+        run(HEALTHY).train(resume=folder)
+        (_, path) = list_checkpoints(folder / "checkpoints")[-1]
+        state = load_checkpoint(path)
+        assert state["evaluations"]["evaluated_at"] == state["counter"]["env_steps"] >= 400
+    best = load_checkpoint(folder / "checkpoints" / "best.pt")["best"]
+    with open(folder / "progress.csv", newline="") as file:
+        *_, last = csv.DictReader(file)
+    assert best == state["best"] == float(last["eval/return/mean"]) and int(last["step"]) >= 400
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
+    folder = trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH)).train()
+    config = (folder / "config.json").read_text()
+    wider = ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs={"hidden_sizes": (9,)}))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH), agent=wider).train(resume=folder)
+    assert (folder / "config.json").read_text() == config and not list(folder.glob("config_*.json"))
+
+
+def test_the_best_of_a_run_that_was_killed_is_not_forgotten(tmp_path):
+    evaluation = EvalSpec(env=HEALTHY, num_envs=1, episodes_per_env=1)
+
+    def run(total: int) -> Trainer:
+        sampler = SerialSampler(env=HEALTHY, batch=BATCH, evaluation=evaluation)
+        return trainer(tmp_path, sampler, eval_interval_steps=100, total_env_steps=total)
+
+    folder = run(200).train()
+    best = folder / "checkpoints" / "best.pt"
+    state = load_checkpoint(best)
+    save_checkpoint(best, {**state, "best": 1e6})  # one that came after the checkpoint
+    run(400).train(resume=folder)
+    assert load_checkpoint(best)["best"] == 1e6
+
+
+def test_what_is_learned_is_saved_before_an_evaluation_that_a_signal_has_to_wait_for(tmp_path):
+    def saved() -> list[int]:
+        return [step for step, _ in list_checkpoints(tmp_path / "run_0" / "checkpoints")]
+
+    class Evaluated(SerialSampler):
+        def evaluate(self) -> Any:
+            during.append(saved())
+            return super().evaluate()
+
+    class Signalled(PPO):
+        def update(self, samples: Any, progress: float) -> Any:
+            if len(during) == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return super().update(samples, progress)
+
+    during: list[list[int]] = []
+    evaluation = EvalSpec(env=HEALTHY, num_envs=1, episodes_per_env=1)
+    run = trainer(
+        tmp_path,
+        Evaluated(env=HEALTHY, batch=BATCH, evaluation=evaluation),
+        algo=Signalled(num_epochs=1, num_minibatches=1),
+        eval_interval_steps=1,  # in each iteration
+        total_env_steps=10_000,
+    )
+    folder = run.train()
+    assert run.interrupted_by == "SIGTERM" and len(during) == 2
+    assert during[0] == [] and len(during[1]) == 1, "before the second evaluation"
+    ((steps, path),) = list_checkpoints(folder / "checkpoints")
+    assert load_checkpoint(path)["evaluations"]["evaluated_at"] == steps == during[1][0], "and after it once more"
+    assert f"stopped by SIGTERM after {steps} of 10000" in (folder / "log.txt").read_text()
