@@ -24,6 +24,7 @@ from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.runners import Trainer
 from rlsurreal.runners.checkpoints import BEST
 from rlsurreal.samplers import SerialSampler
+from rlsurreal.samplers.base import replica
 from rlsurreal.structs import AgentInputs, BatchSpec, Noise, TrajInfo
 from rlsurreal.utils import config
 from rlsurreal.utils.files import latest_checkpoint, load_checkpoint
@@ -85,6 +86,7 @@ class TrainedAgent:
     def __init__(self, experiment: Trainer, state: dict[str, Any], path: Path, device: str) -> None:
         """See `load_agent`."""
         self.experiment, self.path, self._device = experiment, path, device
+        self._agent: Any = replica(experiment.agent)  # the experiment's own may be in use
         self._state = state
         self._env_spec: Any = experiment.sampler.eval_env  # type: ignore[attr-defined]
         self._border: _Border | None = None
@@ -111,7 +113,7 @@ class TrainedAgent:
 
     def _episode(self) -> _Border:
         if self._border is None:
-            agent: Any = self.experiment.agent
+            agent = self._agent
             envs = self._gymnasium({}).make(1, 0, 0)
             agent.initialize(envs.spaces, seed=0, device=self._device)
             agent.load_state_dict(self._state)
@@ -169,7 +171,7 @@ class TrainedAgent:
         return SerialSampler(env=env, batch=BatchSpec(1, spec.num_envs), evaluation=spec)
 
     def _connect(self, sampler: SerialSampler, seed: int) -> None:
-        agent: Any = self.experiment.agent
+        agent = self._agent
         self._border = None  # the agent is built anew
         agent.initialize(sampler.connect(seed=seed), seed=0, device=self._device)
         agent.load_state_dict(self._state)

@@ -75,6 +75,26 @@ def test_acting_step_by_step_is_what_an_evaluation_does(name, tmp_path):
     assert len(agent.evaluate(6)) == 6
 
 
+def test_two_agents_of_one_experiment_do_not_share_weights(tmp_path):
+    experiment = EXPERIMENTS[next(iter(EXPERIMENTS))]()
+    folder = train(experiment, tmp_path)
+    trained = experiment.agent.module
+    agent = load_agent(folder, experiment=experiment)
+    env = agent.make_env()
+    observation, _ = env.reset(seed=1)
+    agent.reset()
+    first = agent.act(observation)
+    other = load_agent(folder, experiment=experiment)
+    other.reset()
+    other.act(observation)
+    with torch.no_grad():
+        for parameter in other._agent.module.parameters():
+            parameter.fill_(3.0)
+    agent.reset()
+    np.testing.assert_array_equal(agent.act(observation), first)
+    assert experiment.agent.module is trained
+
+
 def test_actions_are_drawn_if_asked(tmp_path):
     agent = load_agent(train(sac_pendulum(), tmp_path), "latest")
     first, second = (np.array(play(agent, 3, deterministic=False)[1]) for _ in range(2))
