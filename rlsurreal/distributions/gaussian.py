@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,9 +23,7 @@ from rlsurreal.utils.namedarraytuple import NamedArrayTuple
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _BORDER = 1 - 2**-24  # the largest float32 below 1; its inverse tanh is 8.66
-# Gauss-Hermite quadrature for a standard normal: E f(x) = sum of weight * f(node).
-_NODES, _WEIGHTS = (tuple(a.tolist()) for a in np.polynomial.hermite_e.hermegauss(20))
-_WEIGHTS = tuple(weight / math.sqrt(2 * math.pi) for weight in _WEIGHTS)
+_NUM_NODES, _REACH = 21, 5.0  # of the quadrature, in standard deviations
 
 
 class GaussianParams(NamedArrayTuple):
@@ -116,14 +113,16 @@ class Gaussian(Distribution):
         """``[...]``, in nats.  Squashed: the Gaussian's plus the mean of ``log(1 - tanh(x)^2)``, by quadrature.
 
         Without that term, as it is often left out, an entropy bonus drives the standard deviation up and the actions to
-        their bounds.  The error per dimension is below 0.002 for standard deviations up to 2, and grows to 2 % at 10.
+        their bounds.  The trapezoidal rule: its nodes are made where they are used, and it is nearer than Gauss and
+        Hermite's with as many.  The error per dimension is below 1e-4 for standard deviations up to 2, 0.02 at 5, and
+        0.13 at 10.
         """
         entropy = params.log_std.sum(-1) + self.dim * (0.5 + _LOG_SQRT_2PI)
         if not self.squash:
             return entropy
-        nodes = params.mean.new_tensor(_NODES)
+        nodes = torch.linspace(-_REACH, _REACH, _NUM_NODES, device=params.mean.device, dtype=params.mean.dtype)
         x = params.mean.unsqueeze(-1) + params.log_std.exp().unsqueeze(-1) * nodes
-        return entropy + (_log_tanh_slope(x) @ params.mean.new_tensor(_WEIGHTS)).sum(-1)
+        return entropy + (_log_tanh_slope(x) @ (-0.5 * nodes.square()).softmax(0)).sum(-1)
 
     def kl(self, p: GaussianParams, q: GaussianParams) -> Tensor:
         """KL(p || q), ``[...]``, in nats; squashing, one to one, does not change it."""

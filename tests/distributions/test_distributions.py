@@ -23,6 +23,7 @@ from rlsurreal.distributions import (
     MultiCategorical,
     make_distribution,
 )
+from rlsurreal.distributions.gaussian import GaussianParams
 from rlsurreal.structs import Noise, NoiseSpec
 from rlsurreal.utils.namedarraytuple import leaves, tree_map
 from rlsurreal.utils.spaces import null_value, policy_space
@@ -139,6 +140,18 @@ def test_kl_and_entropy_are_means_over_samples(distribution: Distribution) -> No
         standard_error = estimate.std() / math.sqrt(num_samples)
         assert abs(got - estimate.mean()) < 5 * standard_error + 1e-9
     assert distribution.kl(p, p) == pytest.approx(0, abs=1e-12)
+
+
+def test_entropy_of_a_squashed_gaussian_is_as_near_as_it_says() -> None:
+    distribution = Gaussian(shape=(1,), squash=True, max_std=20.0)
+    z = torch.linspace(-9, 9, 100_001, dtype=torch.float64)
+    weight = (-0.5 * z.square()).softmax(0)
+    for std, allowed in ((0.1, 1e-4), (2.0, 1e-4), (5.0, 0.02), (10.0, 0.14)):
+        for mean in torch.linspace(-4, 4, 17, dtype=torch.float64).tolist():
+            log_slope = 2 * (math.log(2) - (x := mean + std * z) - torch.nn.functional.softplus(-2 * x))
+            exact = 0.5 * math.log(2 * math.pi * math.e) + math.log(std) + float(weight @ log_slope)
+            params = GaussianParams(torch.tensor([mean]).double(), torch.tensor([math.log(std)]).double())
+            assert float(distribution.entropy(params)) == pytest.approx(exact, abs=allowed)
 
 
 @ALL

@@ -40,9 +40,9 @@ SAMPLERS: dict[str, Any] = {
 }
 
 
-def make_agent(recurrent: str | None = None) -> ActorCriticAgent:
+def make_agent(recurrent: str | None = None, squash: bool = False) -> ActorCriticAgent:
     kwargs = {"hidden_sizes": (32,), "recurrent": recurrent, "recurrent_size": 16, "normalize_observation": True}
-    return ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs))
+    return ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs), squash=squash)
 
 
 def first_slot(sampler: Any, agent: ActorCriticAgent, device: str, compile: Any = "off") -> Any:
@@ -132,12 +132,14 @@ def test_one_update_agrees_with_that_of_the_cpu(recurrent):
         torch.testing.assert_close(tensor, updated["cuda"][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("num_minibatches", [2, 3], ids=["even", "uneven"])
-def test_captured_updates_agree_with_eager_ones(num_minibatches):
-    samples = first_slot(SAMPLERS["serial"](), make_agent(None), "cpu")
+@pytest.mark.parametrize(
+    ("num_minibatches", "squash"), [(2, False), (3, False), (2, True)], ids=["even", "uneven", "squashed"]
+)
+def test_captured_updates_agree_with_eager_ones(num_minibatches, squash):
+    samples = first_slot(SAMPLERS["serial"](), make_agent(squash=squash), "cpu")
     updated, metrics = {}, {}
     for setting in ("off", "on"):
-        sampler, agent = SAMPLERS["serial"](), make_agent(None)
+        sampler, agent = SAMPLERS["serial"](), make_agent(squash=squash)
         algo = PPO(num_epochs=2, num_minibatches=num_minibatches, learning_rate=1e-3)
         agent.initialize(sampler.connect(seed=0), seed=0, device="cuda")
         sampler.close()
