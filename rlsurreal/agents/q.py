@@ -69,12 +69,12 @@ class QAgent(ModelAgent):
         module.register_buffer("exploration", torch.zeros(2))
         self.uses_previous: bool = module.recurrent
         self._has_taus = module.num_cosines is not None
-        self.head.check(self.num_taus if self._has_taus else module.num_atoms)
         if self._has_taus and not isinstance(self.head, Quantile):
             raise ValueError(
                 f"the model has num_cosines={module.num_cosines}, so it gives quantiles, and the head is "
                 f"{type(self.head).__name__}; use head=Quantile()"
             )
+        self.head.check(self.num_taus if self._has_taus else module.num_atoms)
         self.noise_spec = NoiseSpec(normal=module.num_noise, uniform=2 + (self.num_taus if self._has_taus else 0))
         self._set_up(spaces, module, device)
         self.explore(0.0, 1, at_random=True)

@@ -44,7 +44,8 @@ def agent_spaces(observation: gym.Space, action: gym.Space) -> Spaces:
 def _as_stored(space: gym.Space) -> gym.Space:
     children(space)  # raises where names collide
     if isinstance(space, gs.Dict):
-        return gs.Dict({key: _as_stored(child) for key, child in space.spaces.items()})
+        # From pairs, which keep their order: everything pairs entries with fields by position.
+        return gs.Dict([(key, _as_stored(child)) for key, child in space.spaces.items()])
     if isinstance(space, gs.Tuple):
         return gs.Tuple([_as_stored(child) for child in space.spaces])
     leaf_dtype(space)  # raises where the space is not supported

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces as gs
+from gymnasium.wrappers import TimeLimit
 
 from rlsurreal.envs.base import agent_spaces, info_example
 from rlsurreal.envs.gymnasium_env import GymnasiumEnv, declared_info_fields
@@ -175,7 +176,7 @@ class _Check:
         return rollout
 
     def check_episodes(self) -> None:
-        limit = self.env.spec.max_episode_steps if self.env.spec is not None else None
+        limit = _time_limit(self.env)
         observation, length, lengths = self.reset(), 0, list[int]()
         for _ in range(self.max_steps):
             if time.monotonic() > self.deadline:
@@ -210,7 +211,7 @@ class _Check:
             self.warn(
                 "endless",
                 f"no episode ended within {self.max_steps} steps or the time of this check, and there is no time "
-                "limit; set max_episode_steps when you register the environment, or wrap it in "
+                "limit that it can see; set max_episode_steps when you register the environment, or wrap it in "
                 "gymnasium.wrappers.TimeLimit",
             )
 
@@ -259,6 +260,15 @@ class _Check:
                 self.warn(
                     "missing", f"info_fields has {key!r}, which no info dictionary had; it had {sorted(self.info_keys)}"
                 )
+
+
+def _time_limit(env: gym.Env) -> int | None:
+    """Steps, by the environment's registration or a wrapper around it."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, TimeLimit):
+            return int(env._max_episode_steps)
+        env = env.env
+    return env.spec.max_episode_steps if env.spec is not None else None
 
 
 def _leaf_spaces(space: gym.Space) -> list[gym.Space]:

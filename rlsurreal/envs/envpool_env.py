@@ -182,7 +182,7 @@ def _to_tree(space: gym.Space, observation: Any) -> Tree:
 def _with_true_bounds(space: gym.Space) -> gym.Space:
     """EnvPool gives the least positive float where it means no lower bound."""
     if isinstance(space, gs.Dict):
-        return gs.Dict({key: _with_true_bounds(child) for key, child in space.spaces.items()})
+        return gs.Dict([(key, _with_true_bounds(child)) for key, child in space.spaces.items()])
     if isinstance(space, gs.Box) and space.dtype.kind == "f":
         tiny, most = np.finfo(space.dtype).tiny, np.finfo(space.dtype).max
         low = np.where((space.low == tiny) | (space.low == -most), -np.inf, space.low)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
 from rlsurreal.envs.base import (
     EnvError,
@@ -92,12 +93,12 @@ class GymnasiumEnv:
     def make_one(self) -> gym.Env:
         """One environment, neither seeded nor reset."""
         if isinstance(self.factory, str):
-            _import_module_of(self.factory)
-            module = _entry_module(self.factory)
+            spec = self._registered()
+            module = _entry_module(spec)
             if module is not None:
                 importlib.import_module(module)
             route_mujoco_warnings()
-            return gym.make(self.factory, disable_env_checker=True, **self.kwargs)
+            return gym.make(spec, disable_env_checker=True, **self.kwargs)
         env = self.factory(**self.kwargs)
         if not isinstance(env, gym.Env):
             raise TypeError(
@@ -109,11 +110,22 @@ class GymnasiumEnv:
     def preload_modules(self) -> tuple[str, ...]:
         """Gymnasium, and the module that holds the environment's class."""
         if isinstance(self.factory, str):
-            _import_module_of(self.factory)
-            module = _entry_module(self.factory)
+            module = _entry_module(self._registered())
         else:
             module = getattr(self.factory, "__module__", None)
         return ("gymnasium",) if module in (None, "__main__") else ("gymnasium", module)
+
+    def _registered(self) -> EnvSpec:
+        assert isinstance(self.factory, str)
+        return self.__dict__.get("_carried") or _find_spec(self.factory)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With what an id stands for: a worker has not run the script that registered it."""
+        carried = None
+        if isinstance(self.factory, str):
+            with suppress(gym.error.Error, ImportError):  # where it is made this will be said
+                carried = self._registered()
+        return {**self.__dict__, "_carried": carried}
 
 
 _SUITES = {  # packages that register the environments of these names, and the extra that brings them
@@ -123,14 +135,25 @@ _SUITES = {  # packages that register the environments of these names, and the e
 }
 
 
-def _import_module_of(env_id: str) -> None:
-    for prefixes, (module, extra) in _SUITES.items():
-        if env_id.startswith(prefixes):
-            gym.register_envs(import_optional(module, extra))
+def _find_spec(env_id: str) -> EnvSpec:
+    """As `gymnasium.make` finds it: a module before a colon is imported, and no version means the newest."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    namespace, base, version = parse_env_id(name)
+
+    def full_name() -> str:
+        return get_env_id(namespace, base, find_highest_version(namespace, base) if version is None else version)
+
+    if full_name() not in gym.registry:
+        for prefixes, (suite, extra) in _SUITES.items():
+            if name.startswith(prefixes):
+                gym.register_envs(import_optional(suite, extra))
+    return gym.spec(full_name())
 
 
-def _entry_module(env_id: str) -> str | None:
-    entry = gym.spec(env_id).entry_point
+def _entry_module(spec: EnvSpec) -> str | None:
+    entry = spec.entry_point
     return entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", None)
 
 
@@ -282,6 +305,8 @@ class GymnasiumVectorEnv:
             self._ended = [i for i in self._ended if i not in resets]
         for i, terminated, truncated, game_over in ends:
             out.terminated[i], out.truncated[i] = terminated, truncated
+            if terminated and game_over and out.env_info is not None and "game_over" in out.env_info:
+                out.env_info.game_over[i] = True  # also where the environment says so only when it is not
             if game_over or truncated:
                 self._calls[i] = self._resets[i]
                 self._ended.append(i)

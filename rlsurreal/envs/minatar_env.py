@@ -60,6 +60,7 @@ class MinAtarEnv(gym.Env[np.ndarray, Any]):
         super().reset(seed=seed)
         if seed is not None:
             self._game.seed(seed)
+            self._game.last_action = 0  # which a sticky action would repeat
         self._game.reset()
         self._steps = 0
         return self._observation(), {}

@@ -165,4 +165,4 @@ def _as_batch(image: Tensor) -> Tensor:
     if image.dtype == torch.uint8:
         # Converting, then scaling in place takes a tenth of the time of ``image / 255``, which converts one by one.
         return batch.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
-    return batch.contiguous(memory_format=torch.channels_last)
+    return batch.to(torch.float32, memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ from rlsurreal.models.conv import (
 )
 from rlsurreal.ops.encoding import one_hot, one_hot_factors
 from rlsurreal.utils.namedarraytuple import Tree, leaves
-from rlsurreal.utils.spaces import children
+from rlsurreal.utils.spaces import children, leaf_dtype
 
 EncoderName = Literal["auto", "mlp", "nature", "impala", "minatar"]
 
@@ -68,7 +68,7 @@ class ObservationEncoder(nn.Module):
         self._is_vector = (
             isinstance(observation_space, gs.Box)
             and len(observation_space.shape) == 1
-            and np.issubdtype(observation_space.dtype, np.floating)
+            and leaf_dtype(observation_space) == np.float32
         )
 
     def forward(self, observation: Tree) -> Tensor:

@@ -162,20 +162,17 @@ class NestedEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     def __init__(self, length: int = 10) -> None:
         self.length, self.steps = length, 0
+        # Keyword arguments keep their order; the keys of a dictionary would be sorted.
         self.action_space = gs.Dict(
-            {
-                "move": gs.Box(np.array([-2, 0], np.float32), np.array([2, 10], np.float32)),
-                "button": gs.Discrete(3, start=1),
-                "switches": gs.MultiDiscrete([2, 5]),
-            }
+            move=gs.Box(np.array([-2, 0], np.float32), np.array([2, 10], np.float32)),
+            button=gs.Discrete(3, start=1),
+            switches=gs.MultiDiscrete([2, 5]),
         )
         self.observation_space = gs.Dict(
-            {
-                "image": gs.Box(0, 255, (1, 4, 4), np.uint8),
-                "past": gs.Tuple([gs.Box(-np.inf, np.inf, (2,), np.float64), gs.Discrete(3, start=1)]),
-                "switches": gs.MultiDiscrete([2, 5]),
-                "bits": gs.MultiBinary(3),  # the counter in binary
-            }
+            image=gs.Box(0, 255, (1, 4, 4), np.uint8),
+            past=gs.Tuple([gs.Box(-np.inf, np.inf, (2,), np.float64), gs.Discrete(3, start=1)]),
+            switches=gs.MultiDiscrete([2, 5]),
+            bits=gs.MultiBinary(3),  # the counter in binary
         )
 
     def reset(

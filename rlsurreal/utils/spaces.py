@@ -102,7 +102,7 @@ def policy_space(space: gym.Space) -> gym.Space:
     Bounded float boxes become [-1, 1], float64 becomes float32, whole numbers count from 0.
     """
     if isinstance(space, gs.Dict):
-        return gs.Dict({key: policy_space(child) for key, child in space.spaces.items()})
+        return gs.Dict([(key, policy_space(child)) for key, child in space.spaces.items()])  # pairs keep their order
     if isinstance(space, gs.Tuple):
         return gs.Tuple([policy_space(child) for child in space.spaces])
     if isinstance(space, gs.Box):

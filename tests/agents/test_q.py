@@ -127,9 +127,9 @@ def test_every_kind_of_network_acts(kwargs, head):
         ({"model": ModelSpec(cls=QNetwork, kwargs={"num_atoms": 5})}, "num_atoms=5.*Expected"),
         ({"model": ModelSpec(cls=QNetwork), "head": Categorical()}, "num_atoms=None.*Categorical"),
         ({"model": ModelSpec(cls=QNetwork), "head": Quantile()}, "num_atoms.*Quantile"),
-        (
-            {"model": ModelSpec(cls=QNetwork, kwargs={"num_cosines": 8}), "head": Categorical()},
-            "num_cosines=8.*Quantile",
+        *(
+            ({"model": ModelSpec(cls=QNetwork, kwargs={"num_cosines": 8}), **head}, "num_cosines=8.*Quantile")
+            for head in ({"head": Categorical()}, {})
         ),
     ],
 )

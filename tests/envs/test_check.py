@@ -201,6 +201,11 @@ def test_warnings(name: str) -> None:
     assert len(warnings) == 1 and message in warnings[0], warnings
 
 
+def test_a_limit_of_a_wrapper_is_a_limit() -> None:
+    endless = deviate(step=returning(2, False))
+    assert not check_env(lambda: gym.wrappers.TimeLimit(endless(), 5_000))
+
+
 def test_failures_later_on_are_found() -> None:
     with pytest.raises(ValueError, match="raised RuntimeError: FailingEnv fails in step"):
         check_env(GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "raise_in_step", "at": 300}))

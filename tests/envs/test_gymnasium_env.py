@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from rlsurreal.envs import EnvError, GymnasiumEnv, env_seed
 from rlsurreal.envs.gymnasium_env import GymnasiumVectorEnv
@@ -288,6 +293,20 @@ def test_info_fields_are_recorded_and_missing_ones_are_null() -> None:
     assert not info.a_b[:3].any()
 
 
+def test_a_game_that_is_over_without_a_word_is_recorded_as_over() -> None:
+    class SaysOnlyWhenNot(CountingEnv):
+        def step(self, action: Any) -> Any:
+            *rest, info = super().step(action)
+            return *rest, ({} if info["game_over"] else {"game_over": False})
+
+    spec = GymnasiumEnv(factory=SaysOnlyWhenNot, kwargs={"lengths": (6,), "lives": 2}, info_fields={"game_over": False})
+    record = collect(vector := spec.make(1, 0, SEED), draw_actions(vector, 14))
+    ended = record.terminated[:14, 0]
+    assert ended.sum() > 2
+    over = record.env_info.game_over[:14, 0]
+    np.testing.assert_array_equal(over[ended], ~record.valid[1:15, 0][ended], "over where a reset row follows")
+
+
 def test_info_fields_are_none_or_declared() -> None:
     assert GymnasiumEnv(factory="CartPole-v1").make(1, 0, SEED).info_example is None
     assert GymnasiumEnv(factory=CountingEnv).make(1, 0, SEED).info_example._fields == ("score", "game_over")
@@ -447,6 +466,50 @@ def test_recipe_pickles_and_says_what_it_imports() -> None:
     assert spec.preload_modules() == ("gymnasium", "rlsurreal.testing.envs")
     assert "gymnasium.envs.classic_control.cartpole" in GymnasiumEnv(factory="CartPole-v1").preload_modules()
     assert "ale_py.env" in GymnasiumEnv(factory="ALE/Pong-v5").preload_modules()
+
+
+def test_ids_are_found_as_gymnasium_finds_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium\n"
+        "from rlsurreal.testing.envs import CountingEnv\n"
+        "gymnasium.register('Handover-v3', CountingEnv, kwargs={'lengths': 3})\n"  # no robot hand
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_envs:Handover-v3", "own_envs:Handover", "Handover-v3", "Handover"):
+        spec = GymnasiumEnv(factory=name)
+        assert spec.make(1, 0, 0).num_envs == 1
+        assert spec.preload_modules() == ("gymnasium", "rlsurreal.testing.envs")
+    assert isinstance(GymnasiumEnv(factory="CartPole").make_one().unwrapped, CartPoleEnv)
+
+
+@pytest.mark.processes
+def test_workers_find_what_the_script_has_registered(tmp_path: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import gymnasium as gym
+            from rlsurreal.envs import GymnasiumEnv
+            from rlsurreal.samplers import ParallelSampler
+            from rlsurreal.structs import BatchSpec
+            from rlsurreal.testing.agents import TapeAgent
+            from rlsurreal.testing.envs import CountingEnv
+
+            class Own(CountingEnv):
+                "Known to this script alone."
+
+            if __name__ == "__main__":
+                gym.register("Own-v0", Own, max_episode_steps=5)
+                sampler = ParallelSampler(env=GymnasiumEnv(factory="Own-v0"), batch=BatchSpec(8, 2), num_workers=1)
+                agent = TapeAgent()
+                agent.initialize(sampler.connect(seed=0), seed=0)
+                sampler.initialize(agent, discount=0.9)
+                print("sampled", sampler.obtain().env.truncated.sum().item())
+                sampler.close()
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.stdout.startswith("sampled") and done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,16 @@ def test_the_same_seed_gives_the_same_game() -> None:
     assert play(1) == play(1) != play(2)
 
 
+def test_a_seed_says_all_about_a_game() -> None:
+    fresh, used = make_minatar("asterix", sticky_action_prob=1.0), make_minatar("asterix", sticky_action_prob=1.0)
+    used.reset(seed=0)
+    used.step(2)
+    for env in (fresh, used):
+        env.reset(seed=1)
+    for _ in range(20):
+        np.testing.assert_array_equal(fresh.step(1)[0], used.step(1)[0])
+
+
 def test_time_limit_and_bad_settings() -> None:
     env = make_minatar("seaquest", max_episode_steps=3)
     env.reset(seed=0)

@@ -253,6 +253,23 @@ def test_choice_of_encoder(shape: tuple[int, ...], dtype: Any, encoder: Any, exp
         assert type(made.encoders[0]) is expected
 
 
+@pytest.mark.parametrize(
+    ("space", "encoder"),
+    [
+        (gs.Box(-1, 1, (4,), np.float16), "auto"),
+        (gs.Box(0, 1, (4, 10, 10), np.bool_), "minatar"),
+        (gs.Box(-9, 9, (4, 10, 10), np.int32), "minatar"),
+        (gs.Box(-9, 9, (4, 10, 10), np.float16), "minatar"),
+    ],
+)
+def test_every_type_of_number_is_encoded_in_float32(space: gs.Box, encoder: Any) -> None:
+    made = ObservationEncoder(space, encoder)
+    space.seed(0)
+    observation = torch.from_numpy(np.stack([space.sample() for _ in range(3)]))
+    encoded = made(observation)
+    assert encoded.dtype == torch.float32 and torch.equal(encoded, made(observation.float()))
+
+
 def test_encoder_refuses_what_it_does_not_know() -> None:
     for space, encoder, match in [
         (gs.Box(0, 255, (84, 84, 3), np.uint8), "auto", "move the channels first"),
