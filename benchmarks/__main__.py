@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks import (
     compare,
+    draw,
     everything,
     learning,
     memory,
@@ -42,11 +43,14 @@ _MEASURING = {
 }
 
 
+_READING = {"compare": compare, "draw": draw}  # what was measured before
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = make_parser().parse_args(argv)
-    if args.command == "compare":
-        return compare.run(args)
+    if args.command in _READING:
+        return int(_READING[args.command].run(args))
     if args.command == "scaling":
         print("\n".join(scaling.run(args)))
         return 0
@@ -68,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
-    for name, module in {**_MEASURING, "compare": compare, "scaling": scaling}.items():
+    for name, module in {**_MEASURING, **_READING, "scaling": scaling}.items():
         text = module.__doc__ or ""
         summary = text.partition("\n")[0].rstrip(".")
         command = commands.add_parser(name, help=summary, description=text, formatter_class=formatter)

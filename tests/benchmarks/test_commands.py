@@ -30,6 +30,7 @@ COMMANDS = [
     "scaling",
     "all",
     "compare",
+    "draw",
 ]
 
 
