@@ -11,9 +11,13 @@ export OMP_NUM_THREADS ?= 1
 train: venv
 	$(BIN)/python launchers/train.py ppo_mujoco
 
+PROCESSES := not slow and not gpu and processes and not compiles
+COMMANDS := tests/launchers tests/examples
+
 test: venv
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu and (compiles or not processes)"
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and processes and not compiles"  # these take all cores
+	$(BIN)/python -m pytest -q -n 2 -m "$(PROCESSES)" $(COMMANDS)
+	$(BIN)/python -m pytest -q -m "$(PROCESSES)" $(COMMANDS:%=--ignore=%)  # these take all cores
 
 check: venv
 	$(BIN)/ruff format --check .
