@@ -45,6 +45,8 @@ class Screen(gym.Env):
 CARTPOLE = GymnasiumEnv(factory="CartPole-v1", kwargs={"max_episode_steps": 9})
 PENDULUM = GymnasiumEnv(factory="Pendulum-v1", kwargs={"max_episode_steps": 7})
 EPOCHS: dict[str, Any] = {"num_epochs": 2, "num_minibatches": 3, "learning_rate": 1e-3}
+# With images: a unit of a convolution that switches off in one run and not in the other would part them.
+FEW: dict[str, Any] = {"num_epochs": 1, "num_minibatches": 1, "learning_rate": 1e-3}
 CASES: dict[str, dict[str, Any]] = {
     "a2c": {"algo": A2C(learning_rate=1e-3), "env": CARTPOLE},
     "ppo": {"algo": PPO(**EPOCHS, entropy_coeff=0.01), "env": CARTPOLE},
@@ -52,10 +54,9 @@ CASES: dict[str, dict[str, Any]] = {
     "ppo-gaussian": {"algo": PPO(**EPOCHS), "env": PENDULUM, "model": {"normalize_observation": True}},
     "ppo-squashed": {"algo": PPO(**EPOCHS), "env": PENDULUM, "agent": {"squash": True, "std": "state"}},
     "ppo-kl-penalty": {"algo": PPO(**EPOCHS, objective="kl_penalty", kl_target=1e-4), "env": PENDULUM},
-    "ppo-dict": {"algo": PPO(**EPOCHS), "env": GymnasiumEnv(factory=NestedEnv, kwargs={"length": 5})},
+    "ppo-dict": {"algo": PPO(**FEW), "env": GymnasiumEnv(factory=NestedEnv, kwargs={"length": 5})},
     "ppo-images": {
-        # Few steps: units that switch off in one run and not in the other would part them.
-        "algo": PPO(learning_rate=1e-3, num_epochs=1, num_minibatches=1),
+        "algo": PPO(**FEW),
         "env": GymnasiumEnv(factory=Screen),
         "model": {"encoder": "nature", "hidden_sizes": (16,)},
     },
