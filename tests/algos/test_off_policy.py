@@ -569,3 +569,17 @@ def test_importance_weights_have_one_largest_over_all_ranks():
     chance = np.concatenate([one_p, other_p]) / 2
     expected = chance**-0.4 / (chance**-0.4).max()
     np.testing.assert_allclose(torch.cat([one, other]).numpy(), expected, rtol=1e-5)
+
+
+def test_first_priorities_of_sequences_reach_the_replay():
+    run = Run("r2d2", limiter=ReplayRatio(ratio=12, min_steps=10**6))
+    run.advance(12)  # without an update
+    replay = run.algo.replay
+    places = replay.starts.suitable_places()
+    starts, envs = replay.starts.at(places)
+    times = starts * replay.extractor.stride + np.arange(replay.extractor.reach)[:, None]
+    given = run.algo._first_priority()(lambda name: replay._past.read(name, times, envs))
+    expected = np.maximum(given, 1e-6) ** replay.selector.alpha
+    found = replay.selector.tree.leaves[places]
+    assert len(places) > 10 and len(np.unique(found)) > 5
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -88,8 +88,8 @@ def test_images(make: Any, leading: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet, MinAtarCnn])
 def test_the_callers_memory_is_never_written(make: Any) -> None:
-    """Also where a float image needs no copy at all."""
-    array = np.random.default_rng(0).random((2, 3, 36, 36), dtype=np.float32)
+    """Also where a float image needs no copy at all: its channels are last in memory."""
+    array = np.moveaxis(np.random.default_rng(0).random((2, 36, 36, 3), dtype=np.float32), -1, 1)
     before = array.copy()
     make((3, 36, 36))(torch.from_numpy(array)).sum().backward()
     assert (array == before).all()

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from rlsurreal.distributed.ranks import ALONE, Ranks
-from rlsurreal.recipes import dqn_cartpole, ppo_cartpole
+from rlsurreal.recipes import dqn_cartpole, ppo_cartpole, sac_pendulum
 from rlsurreal.runners.division import divide, divided_batch, plays
+from rlsurreal.runners.run import Run
 from rlsurreal.structs import BatchSpec
 from rlsurreal.utils import config
 from rlsurreal.utils.affinity import usable_cpus
@@ -318,3 +319,32 @@ def test_a_rank_s_environments_are_its_part_of_those_of_one():
     observation = torch.cat([part.env.observation for part in parts], 1)
     torch.testing.assert_close(observation, whole.env.observation, atol=1e-5, rtol=0)
     assert torch.equal(torch.cat([part.agent.action for part in parts], 1)[:-1], whole.agent.action[:-1])
+
+
+@pytest.mark.parametrize("recipe", [dqn_cartpole, sac_pendulum])
+def test_ranks_begin_with_the_same_networks_and_random_numbers_of_their_own(recipe):
+    def begun(index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        words = {"compile": "off", "sampler.batch.num_envs": 2, "algo.batch_size": 32}
+        run = Run(config.override(recipe(), words), Ranks(index, 2))
+        run._initialize()
+        run._sampler.close()
+        return run._algo.state_dict(), {"agent": dict(run._agent.tensors())}
+
+    (first, agent), (second, other) = begun(0), begun(1)
+    own, others = first.pop("own"), second.pop("own")
+    torch.testing.assert_close(agent, other, rtol=0, atol=0)
+    for name in ("targets", "networks"):
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+    assert not torch.equal(own["generator"], others["generator"])
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for device, ranks, expected in [
+        ("cuda", Ranks(1, 2), "cuda:1"),
+        ("cuda:0", ALONE, "cuda:0"),
+        ("cpu", Ranks(1, 2), "cpu"),
+    ]:
+        assert Run(config.override(ppo_cartpole(), {"device": device}), ranks)._device == expected
+    with pytest.raises(ValueError, match="device is 'cuda:0'.*make it 'cuda'"):
+        _ = Run(config.override(ppo_cartpole(), {"device": "cuda:0"}), Ranks(1, 2))._device

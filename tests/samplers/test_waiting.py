@@ -1,17 +1,19 @@
-"""Episodes that end in the middle of a slot, where resets wait for its end: every row written out."""
+"""Episodes that end in the middle of a slot, where resets wait for its end, or do not: every row written out."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 
 from rlsurreal.envs import GymnasiumEnv
-from rlsurreal.samplers import ParallelSampler, SerialSampler
+from rlsurreal.samplers import InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.agents import TapeAgent
 from rlsurreal.testing.envs import CountingEnv
 
 #       game, step, reward, terminated, valid, first, steps remembered
-SLOTS = [
+WAITING = [
     [
         (0, 0, 1, False, True, True, 0),
         (0, 1, 2, False, True, False, 1),
@@ -36,19 +38,63 @@ SLOTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["serial", pytest.param("workers", marks=pytest.mark.processes)])
-def test_rows(kind):
-    settings = {
-        "env": GymnasiumEnv(factory=CountingEnv, kwargs={"lengths": (3, 4)}),
-        "batch": BatchSpec(num_steps=5, num_envs=1),
-        "mid_batch_reset": False,
-    }
-    sampler = SerialSampler(**settings) if kind == "serial" else ParallelSampler(num_workers=1, **settings)
+# Three lives of two steps each: an episode begins with each life, a game (and a wait) ends with the last one only.
+LIVES_BEGIN = [
+    (0, 0, 1, False, True, True, 0),
+    (0, 1, 2, True, True, False, 1),
+    (0, 2, 3, False, True, True, 0),
+    (0, 3, 4, True, True, False, 1),
+    (0, 4, 5, False, True, True, 0),
+]
+LIVES_WAITING = [
+    LIVES_BEGIN,
+    [(0, 5, 6, True, True, False, 1), *((0, 6, 0, False, False, False, steps) for steps in (2, 3, 4, 5))],
+    [
+        (0, 6, 0, False, False, False, 6),
+        (1, 0, 1, False, True, True, 0),
+        (1, 1, 2, True, True, False, 1),
+        (1, 2, 3, False, True, True, 0),
+        (1, 3, 4, True, True, False, 1),
+    ],
+]
+LIVES_AT_ONCE = [
+    LIVES_BEGIN,
+    [
+        (0, 5, 6, True, True, False, 1),
+        (0, 6, 0, False, False, False, 2),
+        (1, 0, 1, False, True, True, 0),
+        (1, 1, 2, True, True, False, 1),
+        (1, 2, 3, False, True, True, 0),
+    ],
+]
+GAMES = {
+    "waiting": ({"lengths": (3, 4)}, False, WAITING),
+    "lives-waiting": ({"lengths": 6, "lives": 3}, False, LIVES_WAITING),
+    "lives-at-once": ({"lengths": 6, "lives": 3}, True, LIVES_AT_ONCE),
+}
+KINDS = {
+    "serial": SerialSampler,
+    "workers": partial(ParallelSampler, num_workers=1),
+    "served-dynamically": partial(ParallelSampler, num_workers=1, inference=InferenceServer(schedule="dynamic")),
+}
+
+
+@pytest.mark.parametrize("games", GAMES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "serial" else pytest.mark.processes) for kind in KINDS]
+)
+def test_rows(kind, games):
+    kwargs, mid_batch_reset, slots = GAMES[games]
+    sampler = KINDS[kind](
+        env=GymnasiumEnv(factory=CountingEnv, kwargs=kwargs),
+        batch=BatchSpec(num_steps=5, num_envs=1),
+        mid_batch_reset=mid_batch_reset,
+    )
     agent = TapeAgent()
     try:
         agent.initialize(sampler.connect(seed=0), seed=0)
         sampler.initialize(agent, discount=0.9)
-        for i, rows in enumerate(SLOTS):
+        for i, rows in enumerate(slots):
             samples = sampler.obtain()
             env, info = samples.env, samples.agent.agent_info
             for t, (game, step, reward, terminated, valid, first, steps) in enumerate(rows):
