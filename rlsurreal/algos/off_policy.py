@@ -90,7 +90,17 @@ class OffPolicy:
         if num_iterations is not None:
             rows_per_update = self.batch_size * self.replay.extractor.num_learned
             num_rows = num_iterations * batch.num_steps * self._num_envs  # of all ranks, who must decide alike
-            num_updates = int(num_rows * self.limiter.ratio / (rows_per_update * ranks.count))
+            num_learned = max(0, num_rows - self.limiter.min_steps)
+            num_updates = int(num_learned * self.limiter.ratio / (rows_per_update * ranks.count))
+            if num_updates == 0:
+                _log.warning(
+                    "nothing will be learned: the run has %d environment steps, limiter.min_steps is %d and an update "
+                    "wants %d rows at limiter.ratio=%g",
+                    num_rows,
+                    self.limiter.min_steps,
+                    rows_per_update,
+                    self.limiter.ratio,
+                )
         self._num_updates = self._num_unread = 0
         self._parts = self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
 

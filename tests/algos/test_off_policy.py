@@ -583,3 +583,12 @@ def test_first_priorities_of_sequences_reach_the_replay():
     found = replay.selector.tree.leaves[places]
     assert len(places) > 10 and len(np.unique(found)) > 5
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_iterations", "warns"), [(4, True), (40, False)])
+def test_a_run_too_short_to_learn_anything_is_said_to_be(num_iterations, warns, caplog):
+    run = Run("dqn")  # an iteration has 8 steps
+    run.algo.limiter = ReplayRatio(ratio=3, min_steps=32)
+    run.algo.initialize(run.agent, BATCH, seed=0, num_iterations=num_iterations)
+    said = "nothing will be learned: the run has 32 environment steps, limiter.min_steps is 32" in caplog.text
+    assert said == warns
