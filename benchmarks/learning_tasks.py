@@ -5,14 +5,15 @@ As a script, `python -m benchmarks.learning_tasks TASK SEED` trains once and pri
 
 from __future__ import annotations
 
-import csv
+import bisect
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 import rlsurreal
 from benchmarks.learning_replayed import OFF_POLICY
@@ -40,7 +41,6 @@ def train(name: str, seed: int) -> dict[str, Any]:
         trainer = task.make(seed)
         quiet = {
             "root": root,
-            "log_interval_steps": max(1, trainer.total_env_steps // _NUM_POINTS),
             "console": "off",
             "tensorboard": False,
             "eval_interval_steps": None,
@@ -49,8 +49,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
         }
         trainer = config.override(trainer, quiet)
         games = RecordedGames(trainer)
-        folder = trainer.train()
-        curve = read_curve(folder)
+        trainer.train()
     final = games.mean_of_last(task.num_games)
     return {
         "task": name,
@@ -60,23 +59,39 @@ def train(name: str, seed: int) -> dict[str, Any]:
         "first_100": games.mean_of_first(100),
         "last_100": final,
         "seconds": time.perf_counter() - start,
-        "curve": curve,
+        "curve": games.curve(trainer.total_env_steps, task.num_games),
     }
 
 
 class RecordedGames:
-    """The scores of all training games, in the order in which they ended."""
+    """The scores of all training games, in the order in which they ended, and how many steps there were by then."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.scores: list[float] = []
-        pop = trainer.sampler.pop_trajectories
+        self.steps: list[int] = []
+        self._env_steps = 0
+        obtain, pop = trainer.sampler.obtain, trainer.sampler.pop_trajectories
+
+        def obtain_and_count() -> Any:
+            samples = obtain()
+            self._env_steps += int(samples.env.valid[:-1].sum())
+            return samples
 
         def pop_and_record() -> Any:
             ended = pop()
             self.scores += [game.score for game in ended]
+            self.steps += [self._env_steps] * len(ended)
             return ended
 
+        trainer.sampler.obtain = obtain_and_count  # type: ignore[method-assign]
         trainer.sampler.pop_trajectories = pop_and_record  # type: ignore[method-assign]
+
+    def curve(self, total_env_steps: int, num_games: int) -> list[tuple[int, float]]:
+        """Steps and the mean score of the last ``num_games`` by then: what the result is the mean of, and a peer's."""
+        points = [total_env_steps * (i + 1) // _NUM_POINTS for i in range(_NUM_POINTS)]
+        counts = [bisect.bisect_right(self.steps, point) for point in points]
+        means = [np.mean(self.scores[max(0, count - num_games) : count]) for count in counts if count]
+        return [(point, round(float(mean), 2)) for point, mean in zip(points[-len(means) :], means)]
 
     def mean_of_last(self, count: int) -> float:
         """Mean score of the last games."""
@@ -87,14 +102,6 @@ class RecordedGames:
         """Mean score of the first games."""
         first = self.scores[:count]
         return sum(first) / max(1, len(first))
-
-
-def read_curve(folder: Path) -> list[tuple[int, float]]:
-    """Steps and mean score (or return) of recent games."""
-    with open(folder / "progress.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    column = "score/mean" if rows and "score/mean" in rows[-1] else "return/mean"
-    return [(int(row["step"]), round(float(row[column]), 2)) for row in rows if row.get(column)]
 
 
 # The same for us and for the peer; what they mean is in `halfcheetah` here and in the peer's script.
