@@ -38,7 +38,7 @@ def make_sampler(settings: Settings) -> Any:
         engine = EnvPoolEnv(task_id=task_id, kwargs=kwargs)
         if how == "envpool":
             return SerialSampler(env=engine, batch=batch)
-        # Three quarters: the rest keeps two threads at work while the policy acts (half of them: 6 % slower).
+        # Three quarters: the rest keeps two threads at work while the policy acts.
         return AsyncSampler(env=engine, batch=batch, num_ready=batch.num_envs * 3 // 4)
     env = make_python_env(env_id)
     if how in ("served", "served in two groups"):

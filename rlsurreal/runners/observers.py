@@ -220,7 +220,7 @@ def records_score(samples: Samples) -> bool:
     return info is not None and "score" in info
 
 
-def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "", *, has_score: bool = True) -> dict[str, float]:
+def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "", *, has_score: bool) -> dict[str, float]:
     """Mean, standard deviation, median, least and most of return, length, discounted return and score.
 
     The score is left out where it can only be the return; nothing at all where there are no games.
@@ -279,7 +279,7 @@ class Evaluations(_Watching):
     def finish(self, counter: Counter) -> None:
         """Evaluate at the end of the budget, if that failed when the budget's last step was made."""
         if counter.env_steps >= counter.total_env_steps > self._evaluated_at:
-            self._evaluate(counter, has_score=True)
+            self._evaluate(counter, has_score=False)
 
     def _evaluate(self, counter: Counter, has_score: bool) -> None:
         own = self._sampler.evaluate() if self._has_part else []
