@@ -12,12 +12,13 @@ train: venv
 	$(BIN)/python launchers/train.py ppo_mujoco
 
 PROCESSES := not slow and not gpu and processes and not compiles
-COMMANDS := tests/launchers tests/examples
+# These take all cores.
+ALONE := tests/benchmarks tests/samplers tests/distributed/test_processes.py
 
 test: venv
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu and (compiles or not processes)"
-	$(BIN)/python -m pytest -q -n 2 -m "$(PROCESSES)" $(COMMANDS)
-	$(BIN)/python -m pytest -q -m "$(PROCESSES)" $(COMMANDS:%=--ignore=%)  # these take all cores
+	$(BIN)/python -m pytest -q -n 2 -m "$(PROCESSES)" $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -q -m "$(PROCESSES)" $(ALONE)
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -65,6 +65,7 @@ class Run:
             _share_cpus(self._ranks)
         saved = self._open(resume, folder)
         with contextlib.ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())  # the caller's are its own
             logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
             interrupts = stack.enter_context(Interrupts())
             stack.callback(self._sampler.close)

@@ -51,9 +51,12 @@ CASES: dict[str, dict[str, Any]] = {
     "a2c": {"algo": A2C(learning_rate=1e-3), "env": CARTPOLE},
     "ppo": {"algo": PPO(**EPOCHS, entropy_coeff=0.01), "env": CARTPOLE},
     "ppo-uneven-minibatches": {"algo": PPO(**{**EPOCHS, "num_minibatches": 5}, value_clip_range=0.1), "env": CARTPOLE},
-    "ppo-gaussian": {"algo": PPO(**EPOCHS), "env": PENDULUM, "model": {"normalize_observation": True}},
     "ppo-squashed": {"algo": PPO(**EPOCHS), "env": PENDULUM, "agent": {"squash": True, "std": "state"}},
-    "ppo-kl-penalty": {"algo": PPO(**EPOCHS, objective="kl_penalty", kl_target=1e-4), "env": PENDULUM},
+    "ppo-kl-penalty": {
+        "algo": PPO(**EPOCHS, objective="kl_penalty", kl_target=1e-4),
+        "env": PENDULUM,
+        "model": {"normalize_observation": True},
+    },
     "ppo-dict": {"algo": PPO(**FEW), "env": GymnasiumEnv(factory=NestedEnv, kwargs={"length": 5})},
     "ppo-images": {
         "algo": PPO(**FEW),

@@ -144,6 +144,7 @@ CASES: dict[str, Any] = {
         lambda: D4PG(critic=critic(num_critics=1, num_atoms=7), head=Categorical(-50, 0), **settings()),
     ),
 }
+MUCH_LIKE_OTHERS = {"qr-dqn", "ddpg", "ddpg-parameter-noise", "sac", "sac-fixed", "state-value-sac"}  # once compiled
 EVERY = pytest.mark.parametrize("name", CASES)
 
 
@@ -324,8 +325,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name):
 @pytest.mark.compiles
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "name", sorted(CASES.keys() - {"r2d2", "recurrent-sac", "qr-dqn", "sac-fixed", "sac"})
-)  # not compiled; much like others
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in MUCH_LIKE_OTHERS else ())
+        for name in sorted(CASES.keys() - {"r2d2", "recurrent-sac"})  # not compiled
+    ],
+)
 def test_compiled_updates_equal_eager_ones(name):
     eager, compiled = Run(name), Run(name, compile="on")
     ours, theirs = compiled.advance(8), eager.advance(8)

@@ -393,7 +393,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("PLACE", str(tmp_path))
     yield tmp_path
     for child in psutil.Process().children():  # of a test that has failed
-        if str(tmp_path) in " ".join(child.cmdline()):
+        if child.status() != psutil.STATUS_ZOMBIE and str(tmp_path) in " ".join(child.cmdline()):
             child.kill()
     wait_for(lambda: processes_of(tmp_path) == [], 10)
 

@@ -316,6 +316,19 @@ def test_parallel_training_learns_from_fresh_parameters(tmp_path):
     assert all(0 <= lag <= 2 for lag in lags) and max(lags) > 0
 
 
+def test_the_caller_keeps_its_number_of_threads(tmp_path):
+    during = []
+
+    class Counting(A2C):
+        def update(self, *arguments: Any) -> Any:
+            during.append(torch.get_num_threads())
+            return super().update(*arguments)
+
+    before = torch.get_num_threads()
+    trainer(tmp_path, algo=Counting(), total=80, num_threads=before + 1).train()
+    assert (set(during), torch.get_num_threads()) == ({before + 1}, before)
+
+
 def test_threads_are_for_arithmetic():
     from rlsurreal.algos import A2C, PPO, SAC
 
