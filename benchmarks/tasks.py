@@ -115,7 +115,7 @@ TRAIN |= {
         _replayed("sac", "HalfCheetah-v5", num_envs=1, num_steps=1, batch_size=256, updates_per_step=1.0)
         | {"hidden_sizes": [256, 256], "learning_rate": 3e-4, "tau": 0.005, "capacity": 1_000_000},
         {"2 threads": {"sampler": "serial"}, "1 thread": {"sampler": "serial", "num_threads": 1}},
-        {"sb3": _DUMMY, "sbx": _DUMMY},
+        {"sb3": _DUMMY, "sbx": _DUMMY, "cleanrl": {"vector": "sync"}},
         is_arithmetic=True,
     ),
     "W4": Task(
@@ -123,7 +123,7 @@ TRAIN |= {
         _replayed("dqn", "Pong", num_envs=1, num_steps=4, batch_size=32, updates_per_step=0.25)
         | {"learning_rate": 1e-4, "capacity": 100_000, "target_interval": 250, "epsilon": 0.05},
         {"one environment": {"sampler": "serial"}},
-        {"sb3": _DUMMY},
+        {"sb3": _DUMMY, "cleanrl": {"vector": "sync"}},
         is_arithmetic=True,
     ),
 }

@@ -3,7 +3,7 @@
 CleanRL is scripts to copy from, not a library to import; this is such a script, written here: one loop, storage as
 tensors ``[T, B]``, one forward pass a step, advantages in a Python loop over time, shuffled minibatches,
 `clip_grad_norm_` and Adam.  Gymnasium's `SyncVectorEnv` with the recipe's wrappers (statistics of episodes, clipped
-actions), or EnvPool.
+actions), or EnvPool.  SAC and DQN are in `single_file_replayed`.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import single_file_replayed
 import torch
 from gate import Gate
 from torch import Tensor, nn
@@ -184,6 +185,9 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(settings["num_threads"])
     gate = Gate(torch.__version__.partition("+")[0])
+    if settings["algo"] != "ppo":
+        for total in single_file_replayed.run(settings, make_envs(settings)):
+            gate.tick(total)
     ppo = Ppo(settings)
     total = 0
     if settings["what"] == "update":
