@@ -186,7 +186,7 @@ def main() -> None:
     torch.set_num_threads(settings["num_threads"])
     gate = Gate(torch.__version__.partition("+")[0])
     if settings["algo"] != "ppo":
-        for total in single_file_replayed.run(settings, make_envs(settings)):
+        for total in single_file_replayed.run(settings, make_envs(settings)):  # for ever
             gate.tick(total)
     ppo = Ppo(settings)
     total = 0

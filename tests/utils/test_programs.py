@@ -15,6 +15,7 @@ from rlsurreal.utils.namedarraytuple import NamedArrayTuple
 from rlsurreal.utils.programs import CompileError, Specialized, compile_program, should_compile
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.timeout(300)  # some compile twice
 
 
 class Pair(NamedArrayTuple):
@@ -41,7 +42,6 @@ def test_auto_compiles_what_earns_back_the_time():
 
 
 @pytest.mark.compiles
-@pytest.mark.timeout(300)
 def test_program_does_what_the_function_does(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     own, theirs = arguments(), arguments()
@@ -68,7 +68,6 @@ def test_program_does_what_the_function_does(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.compiles
-@pytest.mark.timeout(300)
 def test_tanh_is_exact_to_2e_7_and_stays_within_its_bounds():
     inputs = torch.cat([torch.linspace(-12, 12, 20_001), torch.tensor([-200.0, -0.0, 200.0])])
     out = torch.empty_like(inputs)
@@ -78,7 +77,6 @@ def test_tanh_is_exact_to_2e_7_and_stays_within_its_bounds():
 
 
 @pytest.mark.compiles
-@pytest.mark.timeout(300)
 def test_other_arguments_than_compiled_for_are_refused():
     program = compile_program(scaled, *arguments())
     with pytest.raises(ValueError, match=r"compiled for .*float32\[3, 4\].* is given .*float32\[5, 4\]"):
@@ -89,7 +87,6 @@ def test_other_arguments_than_compiled_for_are_refused():
 
 
 @pytest.mark.compiles
-@pytest.mark.timeout(300)
 def test_constants_and_sizes_make_programs_of_their_own():
     results = []
     for factor in (2.0, 3.0):
