@@ -157,7 +157,7 @@ class Run:
         trainer, sampler, algo, ranks = self._trainer, self._sampler, self._algo, self._ranks
         spaces = sampler.connect(seed=derive_seed(trainer.seed, "sampler"))
         wanted = algo.wants_threads(sampler.batch.size)
-        torch.set_num_threads(trainer.num_threads or _suitable_threads(spaces, wanted))
+        torch.set_num_threads(trainer.num_threads or _suitable_threads(spaces, wanted, ranks.count))
         self._agent.initialize(spaces, seed=derive_seed(trainer.seed, "model"), device=self._device)
         steps_per_iteration = sampler.batch.num_steps * (sampler.batch.total_envs or sampler.batch.num_envs)
         options: Any = {
@@ -238,7 +238,8 @@ def _share_cpus(ranks: Ranks) -> None:
         pin(split_cpus(cpus, count)[index])
 
 
-def _suitable_threads(spaces: Spaces, algo_wants: bool) -> int:
-    """Dispatch of small operations only loses by a second thread; arithmetic uses what is there."""
+def _suitable_threads(spaces: Spaces, algo_wants: bool, num_ranks: int) -> int:
+    """Dispatch of small operations only loses by a second thread; arithmetic uses all that it may."""
     has_images = any(len(leaf.shape or ()) == 3 for leaf in leaves(map_spaces(lambda leaf: leaf, spaces.observation)))
-    return min(count_cpus(), _MAX_THREADS) if has_images or algo_wants else 1
+    allowed = torch.get_num_threads() if num_ranks == 1 else _MAX_THREADS  # torchrun allows a rank one, unasked
+    return min(count_cpus(), allowed, _MAX_THREADS) if has_images or algo_wants else 1

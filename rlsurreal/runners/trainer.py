@@ -31,7 +31,7 @@ class Trainer:
     ranks: int = 1  # learners to start on this machine, with one gradient; torchrun starts them on several machines
     scaling: Scaling = "strong"  # ranks divide this experiment; "weak": each has as many environments, as large batches
     rank_timeout_s: float = 300.0  # a rank that keeps the others waiting for so long ends the run
-    num_threads: int | None = None  # of torch in this process; None: 1, or the CPUs there are, up to 8, where they help
+    num_threads: int | None = None  # of torch in this process; None: 1, or, where more help, those allowed, up to 8
     compile: Compile = "auto"  # gradient steps and choice of actions; "auto": where a run of this length gains
     log_interval_steps: int = 10_000
     eval_interval_steps: int | None = None  # None: no evaluation

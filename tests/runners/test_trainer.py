@@ -316,17 +316,36 @@ def test_parallel_training_learns_from_fresh_parameters(tmp_path):
     assert all(0 <= lag <= 2 for lag in lags) and max(lags) > 0
 
 
+class CountingThreads(A2C):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def wants_threads(self, num_rows: int) -> bool:
+        return True
+
+    def update(self, *arguments: Any) -> Any:
+        self.seen.add(torch.get_num_threads())
+        return super().update(*arguments)
+
+
 def test_the_caller_keeps_its_number_of_threads(tmp_path):
-    during = []
+    before, algo = torch.get_num_threads(), CountingThreads()
+    trainer(tmp_path, algo=algo, total=80, num_threads=before + 1).train()
+    assert (algo.seen, torch.get_num_threads()) == ({before + 1}, before)
 
-    class Counting(A2C):
-        def update(self, *arguments: Any) -> Any:
-            during.append(torch.get_num_threads())
-            return super().update(*arguments)
 
-    before = torch.get_num_threads()
-    trainer(tmp_path, algo=Counting(), total=80, num_threads=before + 1).train()
-    assert (set(during), torch.get_num_threads()) == ({before + 1}, before)
+@pytest.mark.parametrize("allowed, expected", [(1, 1), (2, 2), (4, 3)])
+def test_no_more_threads_than_the_caller_allows(tmp_path, monkeypatch, allowed, expected):
+    """`OMP_NUM_THREADS` and torch.set_num_threads: where something else runs beside, one more costs tenfold."""
+    monkeypatch.setattr("rlsurreal.runners.run.count_cpus", lambda: 3)
+    before, algo = torch.get_num_threads(), CountingThreads()
+    try:
+        torch.set_num_threads(allowed)
+        trainer(tmp_path, algo=algo, total=80).train()
+        assert algo.seen == {expected}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_are_for_arithmetic():
