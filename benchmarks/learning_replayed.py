@@ -51,12 +51,14 @@ TD3_PEER = {**_OFF_POLICY, "algo": "td3", "learning_rate": 1e-3, "action_noise":
 
 
 def off_policy_pong(seed: int) -> Trainer:
-    """The recipe, hastier: more exploitation, sooner."""
+    """The recipe, hastier: larger steps, targets that follow sooner, and less exploration."""
     hasty = {
         "total_env_steps": 300_000,
-        "agent.epsilon": Linear(1.0, 0.02, until=0.2),
-        "algo.replay.capacity": 200_000,
-        "algo.target_interval": 1_000,
+        "agent.epsilon": Linear(1.0, 0.02, until=0.1),
+        "algo.replay.capacity": 300_000,
+        "algo.learning_rate": 2e-4,
+        "algo.adam_eps": 1e-6,  # the recipe's is five times a gradient's size here, and makes steps that much smaller
+        "algo.target_interval": 250,
         "algo.limiter.min_steps": 10_000,
     }
     return config.override(serially(recipes.dqn_atari(seed=seed)), hasty)

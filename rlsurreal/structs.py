@@ -17,7 +17,7 @@ so that the observation after row t is row t+1, always.  This module needs numpy
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -168,6 +168,7 @@ class TrajInfo:
     length: int  # environment steps
     discounted_return: float
     score: float  # undiscounted sum before reward clipping or shaping (equal to `total_reward` where there is none)
+    info: dict[str, float] = field(default_factory=dict)  # what the environment said in the last step, where recorded
 
 
 # ---------------------------------------------------------------- what the parts ask of each other

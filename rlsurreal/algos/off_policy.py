@@ -102,7 +102,8 @@ class OffPolicy:
                     self.limiter.ratio,
                 )
         self._num_updates = self._num_unread = 0
-        self._parts = self._build(compiled=should_compile(compile, num_updates, self._seconds_saved))
+        compiled = should_compile(compile, num_updates, self._seconds_saved, recurrent=self._learns_sequences)
+        self._parts = self._build(compiled)
 
     _learns_sequences = False
     _keeps_agent_info = False  # in the replay

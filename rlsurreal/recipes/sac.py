@@ -59,7 +59,9 @@ def her_fetch(env_id: str = "FetchReach-v4", seed: int = 0) -> Trainer:
             replay=Replay(extractor=Hindsight(compute_reward=fetch_reward)),
             limiter=ReplayRatio(ratio=256, min_steps=1_000),
         ),
-        sampler=SerialSampler(env=GymnasiumEnv(factory=env_id), batch=BatchSpec(num_steps=1, num_envs=1)),
+        sampler=SerialSampler(
+            env=GymnasiumEnv(factory=env_id, info_fields={"is_success": 0.0}), batch=BatchSpec(num_steps=1, num_envs=1)
+        ),
         eval_interval_steps=2_500 if "Reach" in env_id else 50_000,
     )
 

@@ -221,7 +221,7 @@ def records_score(samples: Samples) -> bool:
 
 
 def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "", *, has_score: bool) -> dict[str, float]:
-    """Mean, standard deviation, median, least and most of return, length, discounted return and score.
+    """Mean, standard deviation, median, least and most of return, length, discounted return and score; means of info.
 
     The score is left out where it can only be the return; nothing at all where there are no games.
     """
@@ -243,11 +243,14 @@ def trajectory_statistics(games: Iterable[TrajInfo], prefix: str = "", *, has_sc
         "min": np.min,
         "max": np.max,
     }
-    return {
+    found = {
         f"{prefix}{name}/{kind}": float(compute(values))
         for name, values in columns.items()
         for kind, compute in statistics.items()
     }
+    for name in dict.fromkeys(name for game in games for name in game.info):
+        found[f"{prefix}info/{name}"] = float(np.mean([game.info[name] for game in games if name in game.info]))
+    return found
 
 
 class Evaluations(_Watching):

@@ -5,6 +5,9 @@ Doing it here, and not where environments step, keeps the step loop short and ne
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
 from rlsurreal.structs import EnvSamples, TrajInfo
@@ -14,7 +17,8 @@ class TrajectoryTracker:
     """Follows the games of ``num_envs`` environments from slot to slot.
 
     A game ends where ``env_info.game_over`` says so if that is recorded (a life lost ends the learner's episode, not
-    the game), otherwise where the episode does.  ``env_info.score`` is the reward before clipping, if recorded.
+    the game), otherwise where the episode does.  ``env_info.score`` is the reward before clipping, if recorded.  All
+    other numbers that are recorded are taken from the game's last row: whether it succeeded, for example.
     """
 
     def __init__(self, num_envs: int, first_env: int, discount: float, *, drop_first: bool = False) -> None:
@@ -45,13 +49,16 @@ class TrajectoryTracker:
         terms = np.stack([reward, valid, np.zeros_like(reward), np.where(valid, score[:num_steps], 0)], axis=1)
         decay = np.where(valid, self._discount, 1)
         discounted_terms = terms[:, 2]
+        numbers = {} if info is None else {name: x for name, x in info.items() if _is_number(name, x)}
         ended: list[TrajInfo] = []
         for t in range(num_steps):
             np.multiply(self._weight, reward[t], out=discounted_terms[t])
             self._sums += terms[t]
             self._weight *= decay[t]
             if special[t]:
-                ended += [self._info(b) for b in np.flatnonzero(over[t] & ~self._drop).tolist()]
+                for b in np.flatnonzero(over[t] & ~self._drop).tolist():
+                    said = {name: float(x[t, b]) for name, x in numbers.items() if np.isfinite(x[t, b])}
+                    ended.append(dataclasses.replace(self._info(b), info=said))
                 finished = over[t] | restart[t]
                 self._drop &= ~finished
                 self._sums[:, finished] = 0
@@ -90,3 +97,7 @@ class TrajectoryTracker:
         """Continue the games of `get_state`."""
         self._sums[:], self._weight[:] = state["sums"], state["weight"]
         self._drop[:], self._episode_ended[:] = state["drop"], state["episode_ended"]
+
+
+def _is_number(name: str, values: Any) -> bool:
+    return name not in ("score", "game_over") and isinstance(values, np.ndarray) and values.ndim == 2

@@ -46,14 +46,19 @@ _log = logging.getLogger("rlsurreal")
 _SECONDS_TO_COMPILE = 30.0  # on two cores, with what is in the way
 
 
-def should_compile(setting: Compile, num_calls: int | None, seconds_saved: float) -> bool:
+def should_compile(setting: Compile, num_calls: int | None, seconds_saved: float, *, recurrent: bool = False) -> bool:
     """What ``setting`` comes to: "auto" compiles what is called often enough to earn back the time that it takes.
 
     Args:
         setting: "on", "off" or "auto".
         num_calls: to come; None where nobody knows: then "auto" does not compile.
         seconds_saved: by each call, about.
+        recurrent: the pass goes from reset to reset, so its course depends on the data: no program can do that.
     """
+    if recurrent:
+        if setting == "on":
+            _log.warning("the update is not compiled, though compile is 'on': the model is recurrent")
+        return False
     if setting == "auto":
         return num_calls is not None and num_calls * seconds_saved > _SECONDS_TO_COMPILE
     return setting == "on"

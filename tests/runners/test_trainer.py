@@ -24,6 +24,7 @@ from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import CountingEnv, FailingEnv
+from rlsurreal.utils import config
 from rlsurreal.utils.files import list_checkpoints, load_checkpoint
 from rlsurreal.utils.namedarraytuple import named_leaves
 from rlsurreal.utils.schedules import Linear
@@ -187,6 +188,30 @@ def test_run_folder_has_configuration_versions_and_log(tmp_path):
     ):
         assert name in table[-1], name
     assert float(table[-1]["rate/policy_lag"]) == 0
+
+
+class Winning(CountingEnv):
+    """Games are won and lost in turn, and of every third nothing is said; `distance` is known in the middle only."""
+
+    info_fields = {"won": 0.0, "distance": 0.0}
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        said = {"distance": 2.0}
+        if info["game_over"]:
+            said = {"won": self.game % 2} if self.game % 3 else {}
+        return *rest, said
+
+
+def test_what_environments_say_at_the_end_of_games_is_logged(tmp_path):
+    env = GymnasiumEnv(factory=Winning, kwargs={"lengths": 4})
+    changes = {"sampler.evaluation": EvalSpec(num_envs=2, episodes_per_env=4, num_steps=20)}
+    folder = config.override(trainer(tmp_path, env, total=240, eval_interval_steps=200), changes).train()
+    last, games = rows(folder)[-1], [game[-1] for game in final_state(folder)["log"]["recent"]]
+    assert {} in games and {"won": 0.0} in games and {"won": 1.0} in games
+    assert float(last["info/won"]) == pytest.approx(np.mean([game["won"] for game in games if game]))
+    assert not [name for name in last if "distance" in name]
+    assert float(last["eval/info/won"]) == pytest.approx(0.5, abs=0.25)
 
 
 def test_counts_are_those_of_valid_rows(tmp_path):

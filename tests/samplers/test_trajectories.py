@@ -17,7 +17,7 @@ from rlsurreal.utils.namedarraytuple import namedarraytuple, tree_map
 
 FIRST_ENV = 5
 DISCOUNT = 0.9
-Info = namedarraytuple("EnvInfo", "score game_over")
+Info = namedarraytuple("EnvInfo", "score game_over success position")
 # One letter is one row of one environment.
 STEP, LIFE, OVER, CUT = "slot"  # steps: an ordinary one, a life lost, game over, truncated
 RESET, HELD, LOST = "rhx"  # no steps: a reset row, a wait for the slot's end, a reset row after a worker was lost
@@ -27,13 +27,17 @@ def reward(t: int, b: int) -> float:
     return float((7 * t + 3 * b) % 5 - 1)
 
 
+def succeeds(t: int, b: int) -> bool:
+    return (3 * t + b) % 2 == 0
+
+
 def slots(columns: list[str], num_steps: int) -> list[EnvSamples]:
     """What ``columns`` look like in slots of ``num_steps`` rows, with score ten times the reward."""
     made = []
     for start in range(0, len(columns[0]), num_steps):
         shape = (num_steps + 1, len(columns))
         flags = {name: np.zeros(shape, bool) for name in ("terminated", "truncated", "valid", "first", "over")}
-        rewards, score = np.zeros(shape, np.float32), np.zeros(shape)
+        rewards, score, success = np.zeros(shape, np.float32), np.zeros(shape), np.zeros(shape, bool)
         for b, column in enumerate(columns):
             for t, kind in enumerate(column[start : start + num_steps]):
                 valid = kind in (STEP, LIFE, OVER, CUT)
@@ -44,6 +48,7 @@ def slots(columns: list[str], num_steps: int) -> list[EnvSamples]:
                 without_reset_row = kind == LIFE and column[start + t + 1 : start + t + 2] != RESET
                 flags["first"][t + 1, b] = kind in (RESET, LOST) or without_reset_row
                 rewards[t, b] = reward(start + t, b) if valid else 0
+                success[t, b] = succeeds(start + t, b)
                 score[t, b] = 10 * reward(start + t, b)  # EnvPool has a reward in reset rows, too: it must not count
         made.append(
             EnvSamples(
@@ -54,7 +59,7 @@ def slots(columns: list[str], num_steps: int) -> list[EnvSamples]:
                 truncated=flags["truncated"],
                 valid=flags["valid"],
                 first=flags["first"],
-                env_info=Info(score, flags["over"]),
+                env_info=Info(score, flags["over"], success, np.zeros((*shape, 2))),
             )
         )
     return made
@@ -76,15 +81,21 @@ def games(column: str, b: int) -> list[TrajInfo]:
                     length=len(rewards),
                     discounted_return=sum(DISCOUNT**k * r for k, r in enumerate(rewards)),
                     score=10 * sum(rewards),
+                    info={"success": float(succeeds(t, b))},  # of the last row; neither score nor vectors
                 )
             )
             rewards = []
     return found
 
 
+def flat(game: TrajInfo) -> dict[str, float]:
+    own = dict(vars(game))
+    return own.pop("info") | own
+
+
 def assert_games(found: list[TrajInfo], expected: list[TrajInfo]) -> None:
     for env in {game.env for game in found + expected}:
-        ours, theirs = ([vars(game) for game in side if game.env == env] for side in (found, expected))
+        ours, theirs = ([flat(game) for game in side if game.env == env] for side in (found, expected))
         assert len(ours) == len(theirs), env
         for one, other in zip(ours, theirs):
             assert one == pytest.approx(other), env

@@ -41,6 +41,11 @@ def test_auto_compiles_what_earns_back_the_time():
     assert should_compile("on", None, 0.0) and not should_compile("off", 1_000_000, 1.0)
 
 
+def test_recurrent_updates_are_not_compiled_and_say_so_if_that_was_wanted(caplog):
+    assert not should_compile("auto", 1_000_000, 1.0, recurrent=True) and not caplog.records
+    assert not should_compile("on", None, 1.0, recurrent=True) and "the model is recurrent" in caplog.text
+
+
 @pytest.mark.compiles
 def test_program_does_what_the_function_does(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -64,8 +64,7 @@ class R2D2(DQN):
     def _build(self, compiled: bool) -> Parts:
         if not self._agent.module.recurrent or not isinstance(self._agent.head, Expected):
             raise ValueError("R2D2 needs a recurrent Q-network and the head Expected; see the recipe r2d2_atari")
-        # A recurrent pass goes from reset to reset, so its course depends on the data.
-        return super()._build(compiled=False)
+        return super()._build(compiled)
 
     def _noise(self) -> Noise:
         count = self._agent.noise_spec.normal

@@ -90,12 +90,7 @@ class OnPolicy:
         """Build the optimizer; see `rlsurreal.structs.Algorithm`."""
         self._agent, self._batch, self._ranks = agent, batch, ranks
         num_steps = None if num_iterations is None else num_iterations * self._num_steps_per_update
-        compiled = should_compile(compile, num_steps, _SECONDS_SAVED)
-        if compiled and agent.module.recurrent:
-            # A recurrent pass goes from reset to reset, so its course depends on the data.
-            compiled = False
-            if compile == "on":
-                _log.warning("the update is not compiled: the model is recurrent")
+        compiled = should_compile(compile, num_steps, _SECONDS_SAVED, recurrent=agent.uses_previous)
         self._gradient_step = GradientStep(
             agent.module,
             self._loss,

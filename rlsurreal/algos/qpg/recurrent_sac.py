@@ -17,7 +17,6 @@ from torch import Tensor
 
 from rlsurreal.agents import ModelSpec
 from rlsurreal.agents.policy import PolicyAgent
-from rlsurreal.algos.off_policy import Parts
 from rlsurreal.algos.qpg.sac import SAC
 from rlsurreal.algos.sequences import after_burn_in
 from rlsurreal.models import RecurrentCritics
@@ -53,10 +52,6 @@ class RecurrentSAC(SAC):
                 "RecurrentSAC needs a recurrent policy of actions that are numbers: "
                 "PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={'recurrent': 'lstm'}))"
             )
-
-    def _build(self, compiled: bool) -> Parts:
-        # A recurrent pass goes from reset to reset, so its course depends on the data.
-        return super()._build(compiled=False)
 
     def _policy_inputs(self, batch: Any) -> Sequences:
         return batch  # type: ignore[no-any-return]
