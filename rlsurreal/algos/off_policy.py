@@ -50,12 +50,23 @@ class OffPolicy:
     replay: Replay = field(default_factory=Replay)
     limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=256))
     save_replay: bool = False  # with checkpoints, so that a resumed run is exact; large
+    target_interval: int = 1  # updates from one step of the target networks to the next
+    target_tau: float = 0.005  # how far they go in each; 1: all the way
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
             raise ValueError(f"{type(self).__name__}.discount is {self.discount}; it must lie in [0, 1]")
         if self.batch_size < 1:
             raise ValueError(f"{type(self).__name__}.batch_size is {self.batch_size}; it must be at least 1")
+        if self.target_interval < 1:
+            raise ValueError(f"{type(self).__name__}.target_interval is {self.target_interval}; it must be at least 1")
+        if not 0 < self.target_tau <= 1:
+            raise ValueError(f"{type(self).__name__}.target_tau is {self.target_tau}; it must lie in (0, 1]")
+        if isinstance(self.replay.selector, Fifo) and self.limiter.min_steps > 1:
+            raise ValueError(
+                f"{type(self).__name__}.limiter.min_steps is {self.limiter.min_steps}, and replay.selector is Fifo, "
+                "which draws in order: what is learned from would be so old for ever; make it 1"
+            )
         if isinstance(self.replay.extractor, Windows) != self._learns_sequences:
             what, whose = ("sequences", "Windows") if self._learns_sequences else ("transitions", "NStep")
             raise ValueError(
@@ -119,7 +130,7 @@ class OffPolicy:
 
     @abstractmethod
     def _update(self, batch: Tree, progress: float) -> Tensor:
-        """One update; new priorities ``[N]``."""
+        """One update, but for the target networks, which follow afterwards; new priorities ``[N]``."""
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """Take in a slot, and make the updates that are due.  Metrics: means over those since they were last given."""
@@ -130,13 +141,12 @@ class OffPolicy:
         # A resumed run fills its replay with what the agent does by now.
         at_random = self._num_updates == 0 and not self.limiter.has_begun
         self._agent.explore(progress, self._num_envs, at_random=at_random)
-        num_updates = self.limiter.take(self.batch_size * self.replay.extractor.num_learned * self._ranks.count)
+        num_rows = self.batch_size * self.replay.extractor.num_learned * self._ranks.count
+        num_updates = self.limiter.take(num_rows, most=self.replay.num_batches(self.batch_size))
         for _ in range(num_updates):
             batch, ticket = self.replay.sample(self.batch_size, progress)
             batch = self._with_common_weights(batch, ticket)
-            priority = self._update(batch, progress)
-            self._num_updates += 1
-            self._set_priorities(ticket, priority)
+            self._set_priorities(ticket, self._learn(batch, progress))
         metrics: dict[str, Any] = {"replay/ratio": self.limiter.achieved, "update/updates": self._num_updates}
         self._num_unread += num_updates
         # Reading takes as long as a small update: that is done often only at first.
@@ -144,6 +154,14 @@ class OffPolicy:
             metrics |= self._take_metrics()
             self._num_unread = 0
         return metrics
+
+    def _learn(self, batch: Tree, progress: float) -> Tensor:
+        priority = self._update(batch, progress)
+        self._num_updates += 1
+        if self._num_updates % self.target_interval == 0:
+            for target in self._parts.targets.values():
+                target.follow(self.target_tau)
+        return priority
 
     def _with_common_weights(self, batch: Tree, ticket: Ticket) -> Tree:
         """Importance weights whose largest is 1 over all ranks, not on each."""
@@ -222,7 +240,7 @@ class OffPolicy:
             self._set_generator(own["generator"])
             for name, (step, _) in self._parts.steps.items():
                 step.sums.copy_(own["sums"][name])
-            if own["replay"] is not None:
+            if own["replay"] is not None and self.save_replay:
                 self.limiter.load_state_dict(state["limiter"])
                 self.replay.load_state_dict(own["replay"])
 

@@ -31,7 +31,8 @@ class ReplayRatio:
     def initialize(self) -> None:
         """Count from the start."""
         self.num_steps = 0  # that were appended
-        self.num_items = 0  # that were learned from
+        self.num_items = 0  # that were learned from since `_start`
+        self._start = self.min_steps  # steps after which the ratio counts
 
     def appended(self, num_steps: int) -> None:
         """Count valid steps."""
@@ -40,19 +41,21 @@ class ReplayRatio:
     @property
     def has_begun(self) -> bool:
         """Whether there have been enough steps to learn from."""
-        return self.num_steps >= self.min_steps
+        return self.num_steps >= self._start
 
-    def take(self, batch_size: int) -> int:
-        """How many updates with so many items each are due now; they count as made."""
+    def take(self, batch_size: int, most: int | None = None) -> int:
+        """How many updates with so many items each are due now, ``most`` at most; they count as made."""
         due = self._exact_ratio * self._num_counted - self.num_items
         num_updates = max(0, due // batch_size)
+        if most is not None:
+            num_updates = min(num_updates, most)
         self.num_items += num_updates * batch_size
         return num_updates
 
     @property
     def _num_counted(self) -> int:
         """Steps since learning began."""
-        return max(0, self.num_steps - self.min_steps)
+        return max(0, self.num_steps - self._start)
 
     @property
     def achieved(self) -> float:
@@ -61,8 +64,15 @@ class ReplayRatio:
 
     def state_dict(self) -> dict[str, Any]:
         """All counts."""
-        return {"num_steps": self.num_steps, "num_items": self.num_items}
+        return {"num_steps": self.num_steps, "num_items": self.num_items, "start": self._start, "ratio": self.ratio}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.num_steps, self.num_items = state["num_steps"], state["num_items"]
+        """Continue from `state_dict`; with another ratio, or `min_steps` before learning began, from now on.
+
+        What had come in before is not learned from once more, and not too much: the new ratio holds for new steps.
+        """
+        self.num_steps, self.num_items, self._start = state["num_steps"], state["num_items"], state["start"]
+        if not self.has_begun:
+            self._start = max(self.min_steps, self.num_steps)
+        elif state["ratio"] != self.ratio:
+            self._start, self.num_items = self.num_steps, 0

@@ -19,7 +19,7 @@ import torch
 
 from rlsurreal.replays.extractors import Extractor, Items, NStep, Past
 from rlsurreal.replays.ring import Ring, Rows, flat_rows, gather, write
-from rlsurreal.replays.selectors import Selector, Starts, Uniform
+from rlsurreal.replays.selectors import Fifo, Selector, Starts, Uniform
 from rlsurreal.replays.storage import FullStorage, Row, Storage, allocate_rows, copy_leaves, fill_leaves
 from rlsurreal.replays.timeline import Timeline
 from rlsurreal.structs import BatchSpec, Samples
@@ -229,6 +229,12 @@ class Replay:
         """How many items there are to draw from, those included that do not suit."""
         return (self.starts.stop - self.starts.first) * self._batch.num_envs
 
+    def num_batches(self, num_items: int) -> int | None:
+        """How many batches can be drawn now; None: any number."""
+        if self.num_starts == 0:
+            return 0
+        return self.selector.num_waiting() // num_items if isinstance(self.selector, Fifo) else None
+
     def sample(self, num_items: int, progress: float = 0.0) -> tuple[Tree, Ticket]:
         """A batch on the learner's device, drawn with replacement; and what `update_priorities` wants.
 
@@ -259,7 +265,7 @@ class Replay:
         if self._is_allocated:
             rows = {"storage": self.storage.state_dict(), "states": copy_leaves(self._states)}
         return {
-            "shape": self._shape,
+            "kind": self._kind,
             "rng": self._rng.bit_generator.state,
             "newest": self.ring.newest,
             "starts": self.starts.state_dict(),
@@ -269,8 +275,15 @@ class Replay:
         }
 
     @property
-    def _shape(self) -> tuple[int, int, int]:
-        return (self.ring.num_rows, self.ring.num_envs, self.extractor.stride)
+    def _kind(self) -> dict[str, Any]:
+        """What a saved replay must have in common with this one."""
+        return {
+            "rows": self.ring.num_rows,
+            "num_envs": self.ring.num_envs,
+            "rows between starts": self.extractor.stride,
+            "storage": type(self.storage).__name__,
+            "selector": type(self.selector).__name__,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; to be called before the first slot is appended.
@@ -278,12 +291,14 @@ class Replay:
         Should the next slot not go on from the last row (environments that could not be restored), a gap is left.
 
         Raises:
-            ValueError: it is the state of a replay of another size.
+            ValueError: it is the state of a replay of another size or kind.
         """
-        if tuple(state["shape"]) != self._shape:
+        other = {name: value for name, value in state["kind"].items() if value != self._kind[name]}
+        if other:
+            own = {name: self._kind[name] for name in other}
             raise ValueError(
-                f"the saved replay has (rows, environments, rows between starts) {tuple(state['shape'])}, this one "
-                f"{self._shape}; use the same capacity, num_envs and extractor, or save_replay=False"
+                f"the saved replay has {other}, this one {own}; resume with the same settings, or with "
+                "save_replay=False, which leaves the saved one aside"
             )
         assert not self._is_allocated, "a replay is restored before its first slot"
         self._rng.bit_generator.state = state["rng"]

@@ -159,8 +159,8 @@ class Uniform:
 class Fifo:
     """Every item once, in the order in which they came: for learning that wants data of the present policy.
 
-    With ``ReplayRatio(ratio=1)`` nothing waits for long, and next to nothing is lost.  What is overwritten before it is
-    drawn is left out.
+    With ``ReplayRatio(ratio=1, min_steps=1)`` nothing waits for long, and next to nothing is lost.  What is overwritten
+    before it is drawn is left out.
     """
 
     uses_priority = False
@@ -182,18 +182,22 @@ class Fifo:
         Raises:
             ValueError: there are fewer.
         """
+        waiting = self._waiting()
+        if len(waiting) < num_items:
+            raise ValueError(f"{len(waiting)} items have not been drawn yet, and the batch has {num_items}")
+        drawn = waiting[:num_items]
+        self._next = int(drawn[-1]) + 1
+        return Drawn(*np.divmod(drawn, self._starts.ring.num_envs), np.ones(num_items, np.float32))
+
+    def num_waiting(self) -> int:
+        """Items that have not been drawn."""
+        return len(self._waiting())
+
+    def _waiting(self) -> np.ndarray:
         there, num_envs = self._starts, self._starts.ring.num_envs
         self._next = max(self._next, there.first * num_envs)
         waiting = np.arange(self._next, there.stop * num_envs)
-        waiting = waiting[there.suits.reshape(-1)[waiting % there.suits.size]]
-        if len(waiting) < num_items:
-            raise ValueError(
-                f"{len(waiting)} items have not been drawn yet, and the batch has {num_items}; use a lower ratio, or "
-                "collect more before learning (min_steps)"
-            )
-        drawn = waiting[:num_items]
-        self._next = int(drawn[-1]) + 1
-        return Drawn(*np.divmod(drawn, num_envs), np.ones(num_items, np.float32))
+        return waiting[there.suits.reshape(-1)[waiting % there.suits.size]]
 
     def update(self, starts: np.ndarray, envs: np.ndarray, priority: np.ndarray) -> None:
         """Nothing: here are no priorities."""

@@ -7,6 +7,7 @@ are the next rows.
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -92,7 +93,7 @@ class FullStorage:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Storage`."""
-        return {"rows": copy_leaves(self.rows)}
+        return {"rows": saved_rows(self.rows, self.file)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Storage`."""
@@ -182,7 +183,7 @@ class FrameStorage:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Storage`."""
-        return {"rows": copy_leaves(self.rows), "age": self._age.copy()}
+        return {"rows": saved_rows(self.rows, self.file), "age": self._age.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Storage`."""
@@ -195,6 +196,11 @@ def _words(stack: Tensor) -> np.ndarray:
     frames = np.ascontiguousarray(stack.numpy())
     flat = frames.reshape(*frames.shape[:3], -1).view(np.uint8)
     return flat.view(np.uint64) if flat.shape[-1] % 8 == 0 else flat
+
+
+def saved_rows(rows: Tree, file: str | None) -> list[Tensor]:
+    """What a checkpoint has of rows: copies; or, as they may be larger than memory, those of a file themselves."""
+    return copy_leaves(rows) if file is None else leaves(rows)
 
 
 def copy_leaves(tree: Tree) -> list[Tensor]:
@@ -212,7 +218,7 @@ def allocate_rows(num_rows: int, example: Tree, device: torch.device, file: str 
     """Zeroed tensors ``[num_rows, B, ...]`` for rows like ``example`` ``[B, ...]``.
 
     Raises:
-        ValueError: a file was asked for, and a GPU.
+        ValueError: a file was asked for, and a GPU; or the file is in use.
     """
     arrays = tree_map(np.asarray, example)
     if device.type != "cpu":
@@ -232,7 +238,17 @@ _ALIGNMENT = 64  # bytes: a cache line
 def _in_file(path: Path, num_rows: int, arrays: Tree) -> Tree:
     path.parent.mkdir(parents=True, exist_ok=True)
     sizes = [-(-num_rows * array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in leaves(arrays)]
-    memory = np.memmap(path, np.uint8, "w+", shape=(sum(sizes),))
+    path.touch()
+    with path.open("r+b") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as it is mapped
+        except OSError as error:
+            raise ValueError(
+                f"storage.file {str(path)!r} is in use by another replay; name another file for each run"
+            ) from error
+        opened.truncate(0)
+        opened.truncate(sum(sizes))  # zeros, which take no space yet
+        memory = np.memmap(opened, np.uint8, "r+", shape=(sum(sizes),))
     starts = iter(np.cumsum([0, *sizes]).tolist())
 
     def view(array: np.ndarray) -> Tensor:

@@ -109,7 +109,8 @@ def load_checkpoint(path: Path | str, map_location: Any = "cpu") -> dict[str, An
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        plain = torch.load(path, map_location=map_location, weights_only=True)
+        mapped = map_location == "cpu"  # what is large, as a saved replay is, is read where it is used
+        plain = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged or was not written by save_checkpoint ({error}); {_alternative(path)}"

@@ -103,8 +103,7 @@ def test_target_follows_at_its_interval():
     start = algo._target.state_dict()
     for i in range(1, 7):
         before = algo._target.state_dict()
-        algo._update(batch(), 0.0)
-        algo._num_updates += 1
+        algo._learn(batch(), 0.0)
         after = algo._target.state_dict()
         if i % 3:
             assert torch.equal(before, after)

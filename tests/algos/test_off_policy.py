@@ -426,10 +426,55 @@ def test_recorded_info_reaches_the_reward_in_hindsight():
     assert set(np.concatenate(seen)) == {1.0, 2.0, 3.0}
 
 
+@pytest.mark.parametrize("num_ahead", [1, 3])
+def test_fifo_learns_once_from_everything_and_soon(num_ahead):
+    env_id, make_agent, _ = CASES["dqn"]
+    replay = Replay(capacity=200, selector=Fifo(), extractor=NStep(num_steps=num_ahead))
+    sampler, agent = sampler_of(env_id), make_agent()
+    algo = DQN(batch_size=8, replay=replay, limiter=ReplayRatio(ratio=1, min_steps=1))
+    agent.initialize(sampler.connect(seed=3), seed=1)
+    algo.initialize(agent, BATCH, seed=2)
+    sampler.initialize(agent, discount=0.9)
+    drawn: list[tuple[int, int]] = []
+    sample = replay.sample
+
+    def seen(*arguments: Any) -> Any:
+        batch, ticket = sample(*arguments)
+        assert ticket.starts.min() >= replay.ring.newest - 3 * BATCH.num_steps, "of the last slots"
+        drawn.extend(zip(ticket.starts.tolist(), ticket.envs.tolist()))
+        return batch, ticket
+
+    replay.sample = seen  # type: ignore[method-assign]
+    steps = 0
+    for _ in range(30):
+        samples = sampler.obtain()
+        steps += int(samples.env.valid[:-1].sum())
+        algo.update(samples, 0.5)
+        sampler.release(samples)
+    assert len(drawn) == len(set(drawn)) >= steps - num_ahead * BATCH.num_envs - 2 * 8
+    with pytest.raises(ValueError, match="limiter.min_steps is 20000, and replay.selector is Fifo"):
+        DQN(replay=replay)
+
+
+def test_a_saved_replay_is_left_aside_if_asked():
+    saved = Run("dqn", save_replay=True)
+    saved.advance(12)
+    state = saved.algo.state_dict()
+    with pytest.raises(ValueError, match="this one {'rows'.*save_replay=False"):
+        Run("dqn", save_replay=True, replay=Replay(capacity=200)).algo.load_state_dict(state)
+    other = Run("dqn", save_replay=False, replay=Replay(capacity=200))
+    other.algo.load_state_dict(state)
+    assert other.algo.replay.num_starts == 0 and other.algo.limiter.num_steps == 0
+    updates = other.algo._num_updates
+    other.advance(12)
+    assert other.algo._num_updates > updates
+
+
 def test_fifo_is_for_one_rank():
     def learn(ranks: Ranks) -> None:
         with BUILDING:
-            Run("dqn", ranks=ranks, replay=Replay(capacity=400, selector=Fifo()))
+            fifo = Replay(capacity=400, selector=Fifo())
+            Run("dqn", ranks=ranks, replay=fifo, limiter=ReplayRatio(ratio=1, min_steps=1))
 
     with pytest.raises(ValueError, match="Fifo, and there are 2 ranks"):
         run_ranks(2, learn)

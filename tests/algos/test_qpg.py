@@ -177,11 +177,24 @@ def test_td3_delays_policy_and_targets():
     for i in range(1, 5):
         before = algo._policy_step.flat.clone(), algo._target.state_dict(), algo._target_policy.state_dict()
         critics = algo._critic_step.flat.clone()
-        algo._update(batch(i), 0.0)
-        algo._num_updates += 1
+        algo._learn(batch(i), 0.0)
         after = algo._policy_step.flat, algo._target.state_dict(), algo._target_policy.state_dict()
         assert not torch.equal(critics, algo._critic_step.flat)
         assert [torch.equal(a, b) for a, b in zip(before, after)] == [bool(i % 2)] * 3
+
+
+def test_hard_targets_stand_still_between_copies_while_the_policy_learns():
+    """As SURREAL's DDPG has them: all the way, every so many updates."""
+    algo = make_deterministic(DDPG, critic=critic(num_critics=1), learning_rate=0.1, target_interval=3, target_tau=1.0)
+    copied = algo._target.state_dict(), algo._target_policy.state_dict()
+    for i in range(1, 7):
+        policy = algo._policy_step.flat.clone()
+        algo._learn(batch(i), 0.0)
+        assert not torch.equal(policy, algo._policy_step.flat)
+        if i % 3 == 0:
+            copied = algo._critic_step.flat.clone(), algo._policy_step.flat.clone()
+        assert torch.equal(algo._target.state_dict(), copied[0])
+        assert torch.equal(algo._target_policy.state_dict(), copied[1])
 
 
 def test_each_network_has_its_own_learning_rate():

@@ -196,5 +196,5 @@ def test_state_values_by_a_slow_definition() -> None:
     loss, _, error = algo._critic_loss(batch, noise)
     assert loss.item() == pytest.approx((batch.weight * (errors**2).sum(0)).mean().item() / 2, rel=1e-5)
     before = algo._value_step.flat.clone(), algo._target._flat.clone()
-    algo._update(batch, 0.0)
+    algo._learn(batch, 0.0)
     assert not torch.equal(algo._value_step.flat, before[0]) and not torch.equal(algo._target._flat, before[1])

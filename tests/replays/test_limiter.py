@@ -70,6 +70,35 @@ def test_continues_from_its_state() -> None:
     assert one.achieved == other.achieved
 
 
+@pytest.mark.parametrize(("ratio", "expected"), [(2, 20), (0.5, 5)])
+def test_another_ratio_holds_for_new_steps_only(ratio: float, expected: int) -> None:
+    before, after = ReplayRatio(ratio=1, min_steps=10), ReplayRatio(ratio=ratio, min_steps=10)
+    before.appended(1010)
+    assert before.take(1) == 1000
+    after.load_state_dict(before.state_dict())
+    assert after.has_begun and after.take(1) == 0
+    after.appended(10)
+    assert after.take(1) == expected and after.achieved == ratio
+
+
+def test_other_min_steps_count_where_learning_had_not_begun() -> None:
+    before = ReplayRatio(ratio=1, min_steps=100)
+    before.appended(50)
+    for min_steps, from_now in ((100, 50), (200, 150), (10, 0)):
+        after = ReplayRatio(ratio=1, min_steps=min_steps)
+        after.load_state_dict(before.state_dict())
+        after.appended(from_now)
+        assert after.has_begun and after.take(1) == 0
+        after.appended(3)
+        assert after.take(1) == 3
+
+
+def test_what_cannot_be_drawn_yet_stays_due() -> None:
+    limiter = ReplayRatio(ratio=1, min_steps=1)
+    limiter.appended(11)
+    assert [limiter.take(2, most=most) for most in (0, 3, None)] == [0, 3, 2]
+
+
 @pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf")])
 def test_ratio_must_be_positive(ratio: float) -> None:
     with pytest.raises(ValueError, match="ReplayRatio.ratio"):

@@ -293,8 +293,10 @@ def test_mistakes_name_their_fix() -> None:
     with pytest.raises(ValueError, match=r"priority returned shape \(4,\) for .* items"):
         replay.append(sampler.obtain(), lambda read: np.ones(4))
     sampler.close()
-    with pytest.raises(ValueError, match="use the same capacity"):
-        make_replay(5, 2, 51).load_state_dict(replay.state_dict())
+    with pytest.raises(ValueError, match=r"saved replay has {'rows': 50}, this one {'rows': 52}.*save_replay=False"):
+        make_replay(5, 2, 52, selector=Prioritized()).load_state_dict(replay.state_dict())
+    with pytest.raises(ValueError, match="saved replay has {'selector': 'Prioritized'}, this one .*'Uniform'"):
+        make_replay(5, 2, 50).load_state_dict(replay.state_dict())
 
 
 @pytest.mark.parametrize(

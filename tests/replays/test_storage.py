@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlsurreal.replays.extractors import Items
 from rlsurreal.replays.ring import flat_rows, gather
 from rlsurreal.replays.storage import Storage
 from rlsurreal.structs import AgentSamples, BatchSpec, EnvSamples, Samples
+from rlsurreal.utils.files import load_checkpoint, save_checkpoint
 from rlsurreal.utils.namedarraytuple import leaves, named_leaves
 from rlsurreal.utils.torch_tree import num_bytes
 
@@ -178,6 +180,28 @@ def test_rows_in_a_file(kind: Any, tmp_path: Path) -> None:
         assert_same(on_disk.sample(16)[0], in_memory.sample(16)[0])
     assert path.stat().st_size >= num_bytes(on_disk.storage.rows)  # type: ignore[attr-defined]
     assert all(leaf.data_ptr() % leaf.element_size() == 0 for leaf in leaves(on_disk.storage.rows))  # type: ignore
+    again = make(kind(file=str(tmp_path / "again")))
+    saved = on_disk.state_dict()
+    own = {leaf.data_ptr() for leaf in leaves(on_disk.storage.rows)}  # type: ignore[attr-defined]
+    assert {leaf.data_ptr() for leaf in saved["rows"]["storage"]["rows"]} == own, "they may be larger than memory"
+    save_checkpoint(tmp_path / "saved.pt", saved)
+    again.load_state_dict(load_checkpoint(tmp_path / "saved.pt"))
+    slot = games.slot()
+    again.append(slot)
+    in_memory.append(slot)
+    assert_same(again.sample(16)[0], in_memory.sample(16)[0])
+
+
+def test_a_file_is_one_replays(tmp_path: Path) -> None:
+    """Two runs of one script, say, which would write over each other's rows."""
+    games, path = Games("zeros"), str(tmp_path / "rows")
+    first, second = (make(FullStorage(file=path)) for _ in range(2))
+    first.append(games.slot())
+    with pytest.raises(ValueError, match="storage.file '.*rows' is in use by another replay; name another"):
+        second.append(games.slot())
+    del first
+    gc.collect()
+    make(FullStorage(file=path)).append(games.slot())
 
 
 def test_a_file_and_a_gpu_exclude_each_other(tmp_path: Path) -> None:

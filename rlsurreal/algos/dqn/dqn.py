@@ -40,15 +40,11 @@ class DQN(OffPolicy):
     adam_eps: float = 1.5e-4
     max_grad_norm: float = 10.0
     double: bool = True
-    target_interval: int = 2_000  # updates from one step of the target network to the next
-    target_tau: float = 1.0  # how far it goes in each; 1: all the way
+    target_interval: int = 2_000
+    target_tau: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target_interval < 1:
-            raise ValueError(f"{type(self).__name__}.target_interval is {self.target_interval}; it must be at least 1")
-        if not 0 < self.target_tau <= 1:
-            raise ValueError(f"{type(self).__name__}.target_tau is {self.target_tau}; it must lie in (0, 1]")
         self._learning_rate_at = as_schedule(self.learning_rate)
 
     def _build(self, compiled: bool) -> Parts:
@@ -73,8 +69,6 @@ class DQN(OffPolicy):
         step = self._gradient_step
         step.learning_rate.fill_(self._learning_rate_at(progress))
         step(batch, self._noise())
-        if (self._num_updates + 1) % self.target_interval == 0:
-            self._target.follow(self.target_tau)
         assert step.extra is not None
         return step.extra
 

@@ -43,8 +43,7 @@ class DDPG(OffPolicy):
     max_grad_norm: float = math.inf
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble, kwargs={"num_critics": 1}))
     head: ReturnHead = field(default_factory=lambda: Expected(delta_clip=None))
-    target_tau: float = 0.005  # how far target networks go in each step of theirs
-    policy_interval: int = 1  # updates from one step of the policy and the target networks to the next
+    policy_interval: int = 1  # updates from one step of the policy to the next
     target_noise: float = 0.0  # standard deviation, on the target policy's actions
     target_noise_clip: float = 0.5
     share_encoder: bool = False  # of images: the policy sees through the critics', which their loss alone trains
@@ -52,8 +51,6 @@ class DDPG(OffPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        if not 0 < self.target_tau <= 1:
-            raise ValueError(f"{name}.target_tau is {self.target_tau}; it must lie in (0, 1]")
         if self.policy_interval < 1:
             raise ValueError(f"{name}.policy_interval is {self.policy_interval}; it must be at least 1")
         for field_name in ("target_noise", "target_noise_clip", "critic_l2"):
@@ -112,8 +109,6 @@ class DDPG(OffPolicy):
             self._encoder.follow()
         if (self._num_updates + 1) % self.policy_interval == 0:
             self._policy_step(batch.observation)
-            self._target.follow(self.target_tau)
-            self._target_policy.follow(self.target_tau)
         parameter_noise = self._agent.parameter_noise
         if parameter_noise is not None and self._num_updates % parameter_noise.interval == 0:
             parameter_noise.draw(self._agent.module, batch.observation, self._generator, self._ranks.mean)

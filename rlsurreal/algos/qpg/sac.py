@@ -44,7 +44,6 @@ class SAC(OffPolicy):
     adam_eps: float = 1e-8
     max_grad_norm: float = math.inf
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble))
-    target_tau: float = 0.005  # how far target networks go in each update
     policy_interval: int = 1  # updates from one of policy and temperature to the next
     policy_value: Literal["min", "mean"] = "min"  # of the critics: what the policy climbs
     temperature: float | Literal["auto"] = "auto"
@@ -54,8 +53,6 @@ class SAC(OffPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.target_tau <= 1:
-            raise ValueError(f"SAC.target_tau is {self.target_tau}; it must lie in (0, 1]")
         if self.policy_interval < 1:
             raise ValueError(f"SAC.policy_interval is {self.policy_interval}; it must be at least 1")
         if self.policy_value not in ("min", "mean"):
@@ -127,7 +124,6 @@ class SAC(OffPolicy):
             self._encoder.follow()
         if (self._num_updates + 1) % self.policy_interval == 0:
             self._policy_step(self._policy_inputs(batch), self._noise(), self._dropout(1))
-        self._target.follow(self.target_tau)
         assert self._critic_step.extra is not None
         return self._critic_step.extra
 

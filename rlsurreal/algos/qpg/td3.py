@@ -18,4 +18,5 @@ class TD3(DDPG):
     limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=256, min_steps=10_000))
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble, kwargs={"num_critics": 2}))
     policy_interval: int = 2
+    target_interval: int = 2
     target_noise: float = 0.2
