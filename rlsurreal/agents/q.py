@@ -38,8 +38,9 @@ class QAgent(ModelAgent):
     """Takes the action of the highest expected return; with probability epsilon any.
 
     Environment ``i`` of ``N``, counted over all ranks, has ``epsilon ** (1 + epsilon_spread * i / (N - 1))`` (Horgan et
-    al. 2018, Ape-X, arXiv 1803.00933: 0.4 and 7), so that few explore much, and many little.  Where ``epsilon`` falls
-    from 1 all start alike.
+    al. 2018, Ape-X, arXiv 1803.00933: 0.4 and 7), so that few explore much, and many little: from ``epsilon`` to
+    ``least`` with ``epsilon_spread = log(least) / log(epsilon) - 1``.  Of an ``epsilon`` that falls this is the end;
+    each environment's goes in the same proportion from 1 to its own.
     """
 
     model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=QNetwork))
@@ -65,8 +66,9 @@ class QAgent(ModelAgent):
             )
         self.num_actions = int(spaces.action.n)
         module: Any = self.model.build(spaces.observation, self.num_actions, seed=seed)
-        # epsilon's logarithm, and what it is multiplied by, more for each environment: published with the parameters
-        module.register_buffer("exploration", torch.zeros(2))
+        # Of the last epsilon the logarithm, and what that is multiplied by, more for each environment; and how much of
+        # the way from 1 to there is still to go.  Published with the parameters.
+        module.register_buffer("exploration", torch.zeros(3))
         self.uses_previous: bool = module.recurrent
         self._has_taus = module.num_cosines is not None
         if self._has_taus and not isinstance(self.head, Quantile):
@@ -84,10 +86,13 @@ class QAgent(ModelAgent):
 
         ``at_random``: nothing is being learned yet; epsilon is 1.
         """
-        epsilon = 1.0 if at_random else self._epsilon_at(progress)
-        log_epsilon = math.log(epsilon) if epsilon > 0 else -math.inf
+        now, last = (1.0 if at_random else self._epsilon_at(progress)), self._epsilon_at(1.0)
+        if last == 1:  # it rises, and there is no way from 1 to 1
+            last = now
+        log_last = math.log(last) if last > 0 else -math.inf
+        to_go = (now - last) / (1 - last) if last < 1 else 0.0
         module: Any = self.module
-        module.exploration.copy_(torch.tensor([log_epsilon, self.epsilon_spread / max(1, num_envs - 1)]))
+        module.exploration.copy_(torch.tensor([log_last, self.epsilon_spread / max(1, num_envs - 1), to_go]))
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> QState:
         """The null state on the agent's device, ``[B]``."""
@@ -104,8 +109,9 @@ class QAgent(ModelAgent):
         expected = self.head.expected(values)
         action = greedy(expected)
         if noise is not None:
-            log_epsilon, spread = module.exploration.unbind()
-            explores = noise.uniform[..., 0] < torch.exp(log_epsilon * (1 + spread * state.env))
+            log_last, spread, to_go = module.exploration.unbind()
+            own = torch.exp(log_last * (1 + spread * state.env))
+            explores = noise.uniform[..., 0] < own + to_go * (1 - own)
             anything = any_index(noise.uniform[..., 1], self.num_actions)
             action = torch.where(explores, anything, action)
         info = QInfo(select(expected, action), expected.amax(-1))

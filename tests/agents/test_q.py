@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -69,6 +70,26 @@ def test_environments_explore_by_their_place_among_all():
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
     part = agent.initial_state(3, first_env=5)
     assert part.env.tolist() == [5, 6, 7], "the same whatever the split over workers"
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 1.0])
+def test_each_environments_epsilon_falls_from_one_to_its_own(progress):
+    """As rlpyt has it: ends spaced evenly in logarithm, each gone to along a line, over the first half of the run."""
+    ends = np.geomspace(0.3, 0.01, 6)
+    agent = make(epsilon=Linear(1.0, 0.3, until=0.5), epsilon_spread=math.log(0.01) / math.log(0.3) - 1)
+    agent.explore(progress, 6, at_random=False)
+    done = min(1.0, progress / 0.5)
+    expected = torch.tensor(0.75 * (1 + done * (ends - 1)), dtype=torch.float32)
+    torch.testing.assert_close(frequencies(agent, 6)[:, [0, 1, 3]].sum(1), expected, atol=0.03, rtol=0)
+
+
+def test_an_epsilon_may_fall_from_less_than_one_and_rise():
+    for schedule in (Linear(0.5, 0.1), Linear(0.1, 0.5), Linear(0.3, 1.0), Linear(1.0, 0.0)):
+        agent = make(epsilon=schedule)
+        for progress in (0.0, 0.3, 1.0):
+            agent.explore(progress, 1, at_random=False)
+            expected = torch.tensor([0.75 * schedule(progress)])
+            torch.testing.assert_close(frequencies(agent, 1)[:, [0, 1, 3]].sum(1), expected, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("at_random", [True, False])
