@@ -27,11 +27,12 @@ def play_one_episode(agent: TrainedAgent, seed: int = 0) -> float:
     env = agent.make_env()
     observation, _ = env.reset(seed=seed)
     agent.reset()  # an agent with memory forgets the episode before
-    total, ended = 0.0, False
+    total, reward, ended = 0.0, 0.0, False
     while not ended:
-        action = agent.act(observation)  # in the environment's own units
-        observation, reward, terminated, truncated, _ = env.step(action)
-        total += float(reward)
+        action = agent.act(observation, reward)  # in the environment's own units; only agents with memory need rewards
+        observation, given, terminated, truncated, _ = env.step(action)
+        reward = float(given)
+        total += reward
         ended = terminated or truncated
     env.close()
     return total

@@ -30,7 +30,7 @@ from rlsurreal.utils.schedules import Linear
 
 @dataclass(kw_only=True, eq=False)
 class SimplePolicyOptimization(PPO):
-    """Hyperparameters are PPO's; ``clip_range`` is where the penalty outweighs the gain."""
+    """Hyperparameters are PPO's; the objective has its maximum at ratios of 1 ± ``clip_range``."""
 
     def _loss(
         self, data: Rollout, index: Tensor, num_valid: Tensor | None, coefficients: Coefficients

@@ -101,13 +101,16 @@ class TrainedAgent:
         """Forget what was seen: to be called where an episode begins, by agents with memory at least."""
         self._episode().reset()
 
-    def act(self, observation: Any, reward: float = 0.0, *, deterministic: bool = True) -> Any:
+    def act(self, observation: Any, reward: float | None = None, *, deterministic: bool = True) -> Any:
         """The action for an observation, both as the environment has them.
 
         Args:
             observation: of the environment's space.
-            reward: that came with it; agents with memory look at it.
+            reward: that came with it; agents with memory look at it, others need none.
             deterministic: the most likely action; False: one drawn as in training.
+
+        Raises:
+            ValueError: the agent has memory, and was not told the reward of its last action.
         """
         return self._episode().act(observation, reward, deterministic)
 
@@ -196,12 +199,18 @@ class _Border:
         self._begins = True
 
     @torch.inference_mode()
-    def act(self, observation: Any, reward: float, deterministic: bool) -> Any:
+    def act(self, observation: Any, reward: float | None, deterministic: bool) -> Any:
         agent = self._agent
         self._write(self._observation, 0, observation)
         inputs = AgentInputs(to_torch(self._observation))
         if agent.uses_previous:
-            inputs = AgentInputs(inputs.observation, self._prev_action, torch.tensor([0.0 if self._begins else reward]))
+            if reward is None and not self._begins:
+                raise ValueError(
+                    "the agent has memory, and looks at rewards: act(observation, reward), with what the last step "
+                    "gave; where an episode begins, reset() first"
+                )
+            prev_reward = torch.tensor([0.0 if self._begins else float(reward or 0.0)])
+            inputs = AgentInputs(inputs.observation, self._prev_action, prev_reward)
         noise = None if deterministic else self._noise()
         step, self._memory = agent.act(to_device(inputs, agent.device), self._memory, noise)
         self._prev_action = tree_map(lambda t: t.cpu().clone(), step.action)

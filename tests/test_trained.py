@@ -75,6 +75,17 @@ def test_acting_step_by_step_is_what_an_evaluation_does(name, tmp_path):
     assert len(agent.evaluate(6)) == 6
 
 
+def test_an_agent_with_memory_wants_rewards(tmp_path):
+    agent = load_agent(train(EXPERIMENTS["memory"](), tmp_path))
+    env = agent.make_env()
+    observation, _ = env.reset(seed=0)
+    observation, *_ = env.step(agent.act(observation))  # the first needs none
+    with pytest.raises(ValueError, match=r"the agent has memory.*act\(observation, reward\)"):
+        agent.act(observation)
+    agent.reset()
+    agent.act(observation)
+
+
 def test_two_agents_of_one_experiment_do_not_share_weights(tmp_path):
     experiment = EXPERIMENTS[next(iter(EXPERIMENTS))]()
     folder = train(experiment, tmp_path)
