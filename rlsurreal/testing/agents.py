@@ -28,7 +28,7 @@ class TapeState(NamedArrayTuple):
     """Memory: the steps since the last reset, and a running score."""
 
     steps: Any  # int64 [B]
-    score: Any  # int64 [B]
+    score: Any  # int64 [B]; after a reset the number of the environment, counted from 1
 
 
 @dataclass(kw_only=True, eq=False)
@@ -51,10 +51,11 @@ class TapeAgent:
         self._link: SharedParameters | None = None
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:
-        """Zeros, or nothing without memory."""
+        """No steps, and a score that says which environment it is; or nothing without memory."""
         if not self.memory:
             return None
-        return TapeState(*(torch.zeros(num_envs, dtype=torch.int64, device=self.device) for _ in range(2)))
+        env = torch.arange(first_env, first_env + num_envs, device=self.device)
+        return TapeState(torch.zeros_like(env), 1 + env)
 
     def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
         """Actions from a hash of all inputs."""

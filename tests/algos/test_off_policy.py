@@ -470,6 +470,23 @@ def test_a_saved_replay_is_left_aside_if_asked():
     assert other.algo._num_updates > updates
 
 
+@pytest.mark.parametrize("name", ["dqn", "ddpg"])
+def test_exploration_is_laid_out_over_the_environments_of_all_ranks(name):
+    env_id, make_agent, make_algo = CASES[name]
+    batch = replace(BATCH, first_env=2, total_envs=6)
+    sampler = replace(sampler_of(env_id), batch=batch)
+    agent = make_agent()
+    spread = {"epsilon_spread": 2.0} if isinstance(agent, QAgent) else {"noise_spread": 2.0}
+    agent, algo = replace(agent, **spread), make_algo()
+    agent.initialize(sampler.connect(seed=3), seed=1)
+    algo.initialize(agent, batch, seed=2)
+    sampler.initialize(agent, discount=0.9)
+    samples = sampler.obtain()
+    algo.update(samples, 0.5)
+    assert agent.module.exploration[1].item() == pytest.approx(2.0 / 5)
+    assert agent.initial_state(2, first_env=2).env.tolist() == [2, 3]
+
+
 def test_fifo_is_for_one_rank():
     def learn(ranks: Ranks) -> None:
         with BUILDING:

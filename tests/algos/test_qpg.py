@@ -254,6 +254,20 @@ def test_deterministic_agents_explore_as_told():
         torch.testing.assert_close(step.action, own + scale * drift)
 
 
+def test_noise_of_actions_is_added_and_stays_in_bounds():
+    model = ModelSpec(cls=DeterministicPolicy, kwargs={"hidden_sizes": (5,)})
+    agent = DeterministicAgent(model=model, noise=0.5, noise_spread=1.0)
+    agent.initialize(SPACES, seed=0)
+    agent.explore(0.0, 3, at_random=False)
+    state, inputs = agent.initial_state(3), AgentInputs(torch.zeros(3, 3))
+    own = agent.act(inputs, state, None)[0].action
+    normal = torch.tensor([[0.3, -0.2], [9.0, -9.0], [-0.1, 0.4]])
+    found = agent.act(inputs, state, Noise(normal=normal, uniform=torch.zeros(3, 2)))[0].action
+    torch.testing.assert_close(found[0], own[0] + 0.5 * normal[0])
+    assert found[1].tolist() == [1.0, -1.0]
+    torch.testing.assert_close(found[2], own[2] + 0.5 * 2.0 * normal[2])
+
+
 def test_policy_agents_draw_and_take_the_median():
     agent = PolicyAgent(model=ModelSpec(cls=StochasticPolicy, kwargs={"hidden_sizes": (5,)}))
     agent.initialize(SPACES, seed=0)

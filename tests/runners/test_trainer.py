@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlsurreal.agents import ActorCriticAgent, ModelSpec
-from rlsurreal.algos import A2C, PPO
+from rlsurreal.agents import ActorCriticAgent, ModelSpec, QAgent
+from rlsurreal.algos import A2C, DQN, PPO
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
-from rlsurreal.models import ActorCritic
+from rlsurreal.models import ActorCritic, QNetwork
+from rlsurreal.replays import Prioritized, Replay, ReplayRatio
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
@@ -111,6 +112,19 @@ CASES = {
         {"algo": lambda: PPO(adaptive_clip=True, num_epochs=2, num_minibatches=2, kl_target=1e-4)},
     ),
     "a2c": ("CartPole-v1", {"algo": lambda: A2C(scale_rewards=True)}),
+    "dqn": (
+        "CartPole-v1",
+        {
+            "agent": QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (8,)}), epsilon=Linear(1.0, 0.1)),
+            "algo": lambda: DQN(
+                batch_size=16,
+                target_interval=7,
+                replay=Replay(capacity=1_000, selector=Prioritized()),
+                limiter=ReplayRatio(ratio=2, min_steps=100),
+                save_replay=True,
+            ),
+        },
+    ),
     "pong": (GymnasiumEnv(factory=make_atari, kwargs={"game": "Pong", "size": 36}), {"total": 480}),
 }
 
