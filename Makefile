@@ -12,12 +12,12 @@ train: venv
 	$(BIN)/python launchers/train.py ppo_mujoco
 
 PROCESSES := not slow and not gpu and processes and not compiles
-# These take all cores.
-ALONE := tests/benchmarks tests/samplers tests/distributed/test_processes.py
+# These measure.
+ALONE := tests/benchmarks
 
 test: venv
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu and (compiles or not processes)"
-	$(BIN)/python -m pytest -q -n 2 -m "$(PROCESSES)" $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and (compiles or not processes)"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "$(PROCESSES)" $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest -q -m "$(PROCESSES)" $(ALONE)
 
 check: venv

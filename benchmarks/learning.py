@@ -78,24 +78,32 @@ def list_jobs(tasks: Sequence[str], num_seeds: int | None, peers: Sequence[str])
 
 
 def work_through(jobs: Sequence[Job], args: argparse.Namespace) -> None:
-    """Run the jobs, ``args.at_once`` at a time; a failed one is reported and does not stop the others."""
+    """Run the jobs, ``args.at_once`` at a time; a failed one is reported and does not stop the others.
+
+    However the queue ends, no run goes on without it.
+    """
     waiting, running = list(jobs), dict[Job, subprocess.Popen[str]]()
     failed: list[Job] = []
-    while waiting or running:
-        while waiting and len(running) < args.at_once:
-            job = waiting.pop(0)
-            print(f"starting {job.name} ({len(waiting)} waiting)", flush=True)
-            running[job] = start(job)
-        time.sleep(0.5)
-        for job, process in list(running.items()):
-            if process.poll() is not None:
-                del running[job]
-                output = process.stdout.read() if process.stdout else ""
-                if process.returncode:
-                    failed.append(job)
-                    print(f"FAILED {job.name}: exit status {process.returncode}", flush=True)
-                else:
-                    result_path(args.results, job).write_text(output.strip().splitlines()[-1] + "\n")
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.at_once:
+                job = waiting.pop(0)
+                print(f"starting {job.name} ({len(waiting)} waiting)", flush=True)
+                running[job] = start(job)
+            time.sleep(0.5)
+            for job, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[job]
+                    output = process.stdout.read().strip() if process.stdout else ""
+                    if process.returncode or not output:
+                        failed.append(job)
+                        print(f"FAILED {job.name}: exit status {process.returncode}", flush=True)
+                    else:
+                        result_path(args.results, job).write_text(output.splitlines()[-1] + "\n")
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(job.name for job in failed)}; their output is above")
 

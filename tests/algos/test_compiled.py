@@ -49,8 +49,10 @@ EPOCHS: dict[str, Any] = {"num_epochs": 2, "num_minibatches": 3, "learning_rate"
 FEW: dict[str, Any] = {"num_epochs": 1, "num_minibatches": 1, "learning_rate": 1e-3}
 CASES: dict[str, dict[str, Any]] = {
     "a2c": {"algo": A2C(learning_rate=1e-3), "env": CARTPOLE},
-    "ppo": {"algo": PPO(**EPOCHS, entropy_coeff=0.01), "env": CARTPOLE},
-    "ppo-uneven-minibatches": {"algo": PPO(**{**EPOCHS, "num_minibatches": 5}, value_clip_range=0.1), "env": CARTPOLE},
+    "ppo-uneven-minibatches": {
+        "algo": PPO(**{**EPOCHS, "num_minibatches": 5}, value_clip_range=0.1, entropy_coeff=0.01),
+        "env": CARTPOLE,
+    },
     "ppo-squashed": {"algo": PPO(**EPOCHS), "env": PENDULUM, "agent": {"squash": True, "std": "state"}},
     "ppo-kl-penalty": {
         "algo": PPO(**EPOCHS, objective="kl_penalty", kl_target=1e-4),

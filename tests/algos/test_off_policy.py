@@ -206,7 +206,7 @@ def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name, mid_batc
     assert metrics[-1]["replay/ratio"] == pytest.approx(limiter.ratio, rel=0.2)
 
 
-@EVERY
+@pytest.mark.parametrize("name", ["dqn", "r2d2", "recurrent-sac", "td3"])
 def test_the_discount_is_the_algorithms(name):
     run = Run(name, discount=0.7)
     run.advance(20)

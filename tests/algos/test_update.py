@@ -108,11 +108,11 @@ def test_parameters_without_part_in_the_loss_and_frozen_ones_stay():
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
 def test_saved_state_continues_in_either_mode(compile):
     one, two = Pair(), Pair()
-    first = make_step(one)
+    first = make_step(one, eps=1e-3)
     first.learning_rate.fill_(0.1)
     for _ in range(3):
         first(ONE)
-    second = make_step(two, compile=compile)
+    second = make_step(two, eps=1e-3, compile=compile)
     second.learning_rate.fill_(0.1)
     two.load_state_dict(one.state_dict())
     state = first.state_dict()

@@ -1,9 +1,17 @@
-"""Learning curves are of the games that the result is of."""
+"""The queue of learning runs goes on where it was; its curves are of the games that the result is of."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from benchmarks import learning
 from benchmarks.learning_tasks import RecordedGames
 from rlsurreal.recipes import debug
 from rlsurreal.utils import config
@@ -20,3 +28,46 @@ def test_a_curve_is_the_mean_of_the_last_games_by_then(tmp_path):
     for step, mean in curve:
         by_then = [score for score, end in zip(games.scores, games.steps) if end <= step]
         assert mean == pytest.approx(sum(by_then[-3:]) / len(by_then[-3:]), abs=0.006)
+
+
+def queue(results: Path) -> Namespace:
+    return Namespace(tasks="recall-dqn,cartpole", results=results, seeds=2, peers="", install_peers=False, at_once=2)
+
+
+@pytest.mark.processes
+def test_a_queue_goes_on_where_it_was_and_a_failure_stops_no_other(tmp_path, monkeypatch):
+    started, broken = [], {"recall-dqn-rlsurreal-1": "import sys; sys.exit(3)", "cartpole-rlsurreal-0": "pass"}
+
+    def start(job: Any) -> subprocess.Popen[str]:
+        started.append(job.name)
+        result = {"final": job.seed + 0.5, "seconds": 1.0, "curve": [[10, 0.0], [20, 0.5]]}
+        program = broken.get(job.name, f"print('on the way'); print({json.dumps(result)!r})")
+        return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(learning, "start", start)
+    with pytest.raises(SystemExit, match="2 runs failed: .*recall-dqn-rlsurreal-1"):
+        learning.run(queue(tmp_path))
+    assert len(started) == 4 and len(list((tmp_path / "runs").iterdir())) == 2
+    started.clear()
+    failures = sorted(broken)
+    broken.clear()
+    rows = learning.run(queue(tmp_path))
+    assert sorted(started) == failures and rows
+    assert {path.name for path in tmp_path.glob("*.png")} == {"recall-dqn.png", "cartpole.png"}
+
+
+@pytest.mark.processes
+def test_no_run_goes_on_without_its_queue(tmp_path, monkeypatch):
+    children = []
+
+    def start(job: Any) -> subprocess.Popen[str]:
+        if children:
+            raise KeyboardInterrupt  # or whatever ends the queue
+        command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        children.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return children[0]
+
+    monkeypatch.setattr(learning, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        learning.run(queue(tmp_path))
+    assert children[0].poll() is not None

@@ -1,5 +1,6 @@
 """The commands of launchers/, run as a user runs them."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -29,6 +30,27 @@ def run(*words: object, status: int = 0, cwd: Path | None = None) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture
+def call(capsys):
+    """The same in this process, which has imported PyTorch already."""
+
+    def launch(*words: object, status: int = 0) -> str:
+        launchers = str(ROOT / "launchers")
+        sys.path.insert(0, launchers)
+        try:
+            main = importlib.import_module(str(words[0]).removesuffix(".py")).main
+            found = main([str(word) for word in words[1:]])
+        except SystemExit as parser_error:
+            found = parser_error.code
+        finally:
+            sys.path.remove(launchers)
+        said = capsys.readouterr()
+        assert found == status, f"{found}\n{said.out}\n{said.err}"
+        return said.out + said.err
+
+    return launch
+
+
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
@@ -36,8 +58,8 @@ def finished_run(tmp_path_factory):
     return root / "debug_0", output
 
 
-def test_list_names_every_recipe_with_its_arguments():
-    output = run("train.py", "--list")
+def test_list_names_every_recipe_with_its_arguments(call):
+    output = call("train.py", "--list")
     for name in ("ppo_mujoco", "ppo_atari", "ppo_cartpole", "a2c_mujoco", "debug"):
         assert name in output
     assert "env_id=HalfCheetah-v5" in output
@@ -48,8 +70,8 @@ def test_help(launcher):
     assert "usage:" in run(launcher, "--help")
 
 
-def test_print_config_shows_overrides():
-    output = run(
+def test_print_config_shows_overrides(call):
+    output = call(
         "train.py",
         "ppo_mujoco",
         "env_id=Hopper-v5",
@@ -68,8 +90,8 @@ def test_print_config_shows_overrides():
         assert line in output.splitlines(), output
 
 
-def test_settings_may_stand_behind_options():
-    output = run("train.py", "debug", "seed=3", "--print-config", "algo.num_epochs=7")
+def test_settings_may_stand_behind_options(call):
+    output = call("train.py", "debug", "seed=3", "--print-config", "algo.num_epochs=7")
     assert "algo.num_epochs=7" in output and "seed=3" in output
 
 
@@ -89,12 +111,18 @@ def test_settings_may_stand_behind_options():
         (["debug", "--resume", "/no/such/run", "--folder", "here"], "--resume and --folder name a folder each"),
     ],
 )
-def test_wrong_arguments_are_errors_that_name_the_fix(words, complaint, tmp_path):
+def test_wrong_arguments_are_errors_that_name_the_fix(words, complaint, tmp_path, call, monkeypatch):
     if "device=cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    output = run("train.py", *words, status=2, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    output = call("train.py", *words, status=2)
     assert complaint in output and "Traceback" not in output
     assert not list(tmp_path.iterdir()), "no folder of a run that cannot begin"
+
+
+def test_an_error_is_a_status_and_no_traceback(tmp_path):
+    output = run("train.py", "debug", "algo.num_epochs=0", status=2, cwd=tmp_path)
+    assert "num_epochs is 0; it must be at least 1" in output and "Traceback" not in output
 
 
 OWN_EXPERIMENT = """
@@ -144,13 +172,13 @@ def test_resume_continues_to_a_larger_budget(finished_run):
     assert steps[-1] >= 6000 and steps == sorted(set(steps)), output
 
 
-def test_evaluate_plays_the_episodes_it_was_asked_for(finished_run):
+def test_evaluate_plays_the_episodes_it_was_asked_for(finished_run, call):
     folder, _ = finished_run
     assert "return over 7 episodes" in run("evaluate.py", folder, "--episodes", 7)
     assert "return over 3 episodes" in run(
         "evaluate.py", folder, "--episodes", 3, "--stochastic", "--checkpoint", "latest"
     )
-    assert "no run folder" in run("evaluate.py", "/no/such/run", status=2)
+    assert "no run folder" in call("evaluate.py", "/no/such/run", status=2)
 
 
 def test_video_is_a_film_of_an_episode(tmp_path):
@@ -176,9 +204,9 @@ def test_video_is_a_film_of_an_episode(tmp_path):
     assert frames >= 45
 
 
-def test_plot_groups_seeds_and_separates_experiments(tmp_path):
+def test_plot_groups_seeds_and_separates_experiments(tmp_path, call):
     for words in (["seed=0"], ["seed=1"], ["seed=0", "algo.learning_rate=1e-4", "name=slow"]):
-        run(
+        call(
             "train.py",
             "debug",
             f"root={tmp_path}",
@@ -190,27 +218,23 @@ def test_plot_groups_seeds_and_separates_experiments(tmp_path):
     out = tmp_path / "curves.png"
     assert str(out) in run("plot.py", tmp_path, "--out", out)
     assert out.stat().st_size > 5_000
-    sys.path.insert(0, str(ROOT / "launchers"))
-    try:
-        import plot
-    finally:
-        sys.path.pop(0)
+    plot = importlib.import_module("plot")
     groups = plot.group_by_experiment(sorted(path for path in tmp_path.iterdir() if path.is_dir()))
     assert {name: len(members) for name, members in groups.items()} == {"debug": 2, "slow": 1}
-    assert "no column" in run("plot.py", tmp_path, "--y", "nothing", status=2)
+    assert "no column" in call("plot.py", tmp_path, "--y", "nothing", status=2)
 
 
-def test_settings_changed_at_a_resume_stay_changed(tmp_path):
+def test_settings_changed_at_a_resume_stay_changed(tmp_path, call):
     quiet = ["console=off", "tensorboard=false"]
-    run("train.py", "debug", f"root={tmp_path}", "total_env_steps=512", *quiet)
+    call("train.py", "debug", f"root={tmp_path}", "total_env_steps=512", *quiet)
     folder = tmp_path / "debug_0"
 
     def budget(name: str) -> int:
         return json.loads((folder / name).read_text())["fields"]["total_env_steps"]
 
-    run("train.py", "--resume", folder, "total_env_steps=1024", *quiet)
+    call("train.py", "--resume", folder, "total_env_steps=1024", *quiet)
     assert (budget("config.json"), budget("config_0.json")) == (1024, 512)
-    run("train.py", "--resume", folder)
+    call("train.py", "--resume", folder)
     assert budget("config.json") == 1024
     assert [path.name for path in folder.glob("config_*.json")] == ["config_0.json"], "nothing was changed this time"
     steps = [int(line.split(",")[0]) for line in (folder / "progress.csv").read_text().splitlines()[1:]]

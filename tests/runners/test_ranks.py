@@ -242,7 +242,7 @@ def test_ranks_end_with_the_script_that_started_them(script, number):
         said, _ = process.communicate(timeout=60)
     if number == signal.SIGINT:
         assert "SIGINT" in said and process.returncode == 0
-    wait_until(lambda: not running(script))
+    wait_until(lambda: not running(script, process.pid))
     assert checkpoint(script.parent / "run")["counter"]["env_steps"] > 0
 
 
@@ -253,10 +253,11 @@ def wait_until(condition: Any, limit_s: float = 60) -> None:
         time.sleep(0.1)
 
 
-def running(script: Path) -> list[str]:
-    """Processes that have to do with this test, by its folder."""
+def running(script: Path, starter: int) -> list[str]:
+    """Processes that have to do with this test: by its folder, or by who started them, whom ranks name."""
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if str(script.parent) in line or "rlsurreal.distributed.start" in line]
+    rank = re.compile(rf"rlsurreal.distributed.start .* {starter}$")
+    return [line for line in listed.splitlines() if str(script.parent) in line or rank.search(line.rstrip())]
 
 
 @pytest.mark.processes

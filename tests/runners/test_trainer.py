@@ -313,7 +313,8 @@ SCRIPT = """
     import sys
     from rlsurreal.recipes import debug
     from rlsurreal.utils.config import override
-    run = override(debug(), {{"total_env_steps": 10**9, "root": {root!r}, "console": "off", "tensorboard": False}})
+    quiet = {{"root": {root!r}, "console": "off", "compile": "off", "tensorboard": False}}
+    run = override(debug(), {{"total_env_steps": 10**9, **quiet}})
     print("started", flush=True)
     folder = run.train()
     print("left", run.interrupted_by, folder, flush=True)

@@ -70,10 +70,24 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", CAUSES)
+def shared_names() -> set[str]:
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+def assert_nothing_is_left_since(before: set[str]) -> None:
+    deadline = time.monotonic() + 5  # another test's may come and go
+    while (left := shared_names() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+# What environments do wrong is found where they are stepped, the same way everywhere; how it comes out differs.
+WAYS_OUT = [(kind, mode) for kind in KINDS for mode in CAUSES if kind == "served" or mode.startswith(("raise", "die"))]
+
+
+@pytest.mark.parametrize(("kind", "mode"), WAYS_OUT)
 def test_cause_surfaces_within_seconds(kind, mode):
-    names = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    names = shared_names()
     before = children()
     sampler = ParallelSampler(env=failing(mode), batch=BatchSpec(8, 4), num_workers=2, **KINDS[kind])
     start = time.monotonic()
@@ -83,7 +97,7 @@ def test_cause_surfaces_within_seconds(kind, mode):
     if mode not in ("die",):
         assert "environment 2 (FailingEnv)" in str(caught.value) and "Traceback" in str(caught.value)
     assert children() == before
-    assert (set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()) == names
+    assert_nothing_is_left_since(names)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in CAUSES if mode != "die"])
@@ -158,12 +172,13 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize(
-    "kind", ["num_slots=2", "inference=InferenceServer()", "num_slots=2, inference=InferenceServer()"]
-)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+ELSEWHERE = "num_slots=2, inference=InferenceServer()"
+ENDS = [(kind, n) for kind in ("num_slots=2", "inference=InferenceServer()", ELSEWHERE) for n in ("SIGKILL", "SIGINT")]
+
+
+@pytest.mark.parametrize(("kind", "number"), [*ENDS, (ELSEWHERE, "SIGTERM")])
 def test_nothing_is_left_when_the_master_is_killed(tmp_path, number, kind):
-    names = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    names = shared_names()
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT.format(kind=kind)))
     master = subprocess.Popen(
@@ -177,7 +192,7 @@ def test_nothing_is_left_when_the_master_is_killed(tmp_path, number, kind):
         pids = [int(word) for word in master.stdout.readline().split()]
         assert len(pids) >= 3
         time.sleep(0.2)
-        master.send_signal(number)
+        master.send_signal(getattr(signal, number))
         assert master.wait(30) != 0
     finally:
         master.kill()
@@ -185,7 +200,7 @@ def test_nothing_is_left_when_the_master_is_killed(tmp_path, number, kind):
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not [pid for pid in pids if is_running(pid)]
-    assert (set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()) == names
+    assert_nothing_is_left_since(names)
 
 
 def is_running(pid: int) -> bool:
