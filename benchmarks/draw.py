@@ -14,6 +14,7 @@ from benchmarks.compare import BASELINES, key_of
 from benchmarks.rows import Row, read
 
 _OURS, _THEIRS = "#d1495b", "#9aa5b1"
+_SCREENED = "(screened once)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workloads",
         nargs="+",
         metavar="TITLE",
-        default=["W1 PPO", "W3 PPO", "W2 SAC", "W5 Pong, Python"],
+        default=["W1 PPO", "W3 PPO", "W2 SAC", "W5 Ant-v5, Python"],
         help="how the workloads' titles begin (default: %(default)s)",
     )
 
@@ -45,7 +46,7 @@ Panel = tuple[str, str, list[tuple[str, float]]]  # title, unit, and rates by na
 
 
 def bars(rows: Sequence[Row], beginning: str) -> Panel:
-    """One workload: our first variant, then everybody it was held against, fastest first.
+    """One workload: our first variant, then everybody it was held against, fastest first; a star: in one turn alone.
 
     Raises:
         ValueError: there is no such workload.
@@ -55,7 +56,8 @@ def bars(rows: Sequence[Row], beginning: str) -> Panel:
         known = ", ".join(sorted({row.workload for row in rows}))
         raise ValueError(f"no workload begins with {beginning!r}; there are: {known}")
     ours = found[0]
-    peers = {key_of(row)[2]: row.theirs for row in found if row.name == ours.name and row.against != "limit"}
+    held = [row for row in found if row.name == ours.name and row.against != "limit"]
+    peers = {key_of(row)[2] + ("*" if _SCREENED in row.against else ""): row.theirs for row in held}
     ranked = sorted(peers.items(), key=lambda peer: -peer[1])
     return ours.workload, ours.unit, [("rlsurreal", ours.ours), *ranked]
 

@@ -75,10 +75,11 @@ def make_algo(settings: Settings) -> Any:
     if settings["algo"] in ("sac", "dqn"):
         return make_replayed(settings)
     num_rows = settings["num_steps"] * settings["num_envs"]
-    same = "discount gae_lambda learning_rate clip_range entropy_coeff value_loss_coeff max_grad_norm num_epochs"
+    same = "discount gae_lambda learning_rate clip_range entropy_coeff max_grad_norm num_epochs"
     return PPO(
         num_minibatches=num_rows // settings["minibatch_size"],
         scale_rewards=settings.get("normalize", False),
+        value_loss_coeff=2 * settings["value_loss_coeff"],  # of half the squared error; the peers' lack the half
         **{name: settings[name] for name in same.split()},
     )
 
