@@ -17,10 +17,12 @@ from pathlib import Path
 
 from sweep_queue.results import write_results
 from sweep_queue.run import OUTPUT, Run
-from sweep_queue.scheduler import Scheduler, alone_in
+from sweep_queue.scheduler import Scheduler
 from sweep_queue.screen import Screen
 from sweep_queue.slots import Slots, make_slots
 from sweep_queue.sweep import Plan, load_sweep
+
+from rlsurreal.utils.files import alone_in
 
 TRAIN = Path(__file__).resolve().with_name("train.py")
 
@@ -43,7 +45,9 @@ def run_sweep(args: argparse.Namespace, name: str, plans: Sequence[Plan], wanted
         raise ValueError(f"no run's name has {args.only!r} in it; the first is {plans[0].name}")
     uses_gpus = check_plans([plan for plan in plans if args.only in plan.name], wanted.gpus_per_run or 1)
     folder = args.root / name
-    with contextlib.nullcontext() if args.dry_run else alone_in(folder):
+    if not args.dry_run:
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if args.dry_run else alone_in(folder, ".queue.lock", "queue"):
         runs = [Run(plan, folder / plan.name) for plan in plans]
         chosen = [run for run in runs if args.only in run.plan.name]
         for run in chosen:

@@ -74,7 +74,7 @@ def final_return(folder: Path) -> float | None:
     """The last mean return (or raw score) of training games, or None if no game ended."""
     try:
         _, values, _ = read_column(folder, "step", None)
-    except ValueError:
+    except (ValueError, OSError):  # nothing yet, or no longer
         return None
     return float(values[-1]) if len(values) else None
 
@@ -103,7 +103,8 @@ def draw_runs(folders: Sequence[Path], out: Path, *, x: str = "step", y: str | N
     axes.legend(frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    FigureCanvasAgg(figure).print_png(out)
+    FigureCanvasAgg(figure)  # draws without a screen; other endings than .png have their own
+    figure.savefig(out)
     return out
 
 
@@ -114,6 +115,8 @@ def on_common_grid(
     if any(len(across) == 0 for across, _ in curves):
         raise ValueError("a run has no row with a value yet; wait for its first games to end")
     start, stop = max(across[0] for across, _ in curves), min(across[-1] for across, _ in curves)
+    if start > stop:
+        raise ValueError("the runs of one experiment have no part of the axis in common; draw them against steps")
     grid = np.linspace(start, stop, num_points)
     return grid, np.stack([np.interp(grid, across, values) for across, values in curves])
 
@@ -128,7 +131,7 @@ def group_by_experiment(folders: Sequence[Path]) -> dict[str, list[Path]]:
         groups.setdefault((name, key), []).append(folder)
     named: dict[str, list[Path]] = {}
     for (name, _), members in groups.items():
-        unique = name if name not in named else members[0].name
+        unique = next(label for label in (name, members[0].name, str(members[0])) if label not in named)
         named[unique] = members
     return named
 

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -49,7 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     folder = trainer.train(resume=args.resume, folder=args.folder)
     if os.environ.get("RANK", "0") == "0":
-        report(folder)
+        try:
+            report(folder)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| tee log`, say, which Ctrl-C ended, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.Signals[trainer.interrupted_by].value if trainer.interrupted_by else 0
 
 
@@ -82,14 +87,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build(recipe: str, words: list[str]) -> Trainer:
     """The experiment of a recipe with overrides; ValueError says what is wrong."""
+    see_modules_here()
     make = find_recipe(recipe)
     overrides = config.parse_overrides(words)
-    parameters = inspect.signature(make, eval_str=True).parameters
-    arguments = {
-        name: parse_value(overrides.pop(name), parameters[name].annotation)
-        for name in list(overrides)
-        if name in parameters
-    }
+    signature = inspect.signature(make, eval_str=True)
+    arguments = {}
+    for name in [name for name in overrides if name in signature.parameters]:
+        kind = signature.parameters[name].annotation
+        arguments[name] = parse_value(overrides.pop(name), Any if kind is inspect.Parameter.empty else kind)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{recipe}: {error}; give it as name=value") from None
     trainer = make(**arguments)
     if not isinstance(trainer, Trainer):
         raise ValueError(f"{recipe} returned {trainer!r}; a recipe returns a Trainer")
@@ -99,7 +108,6 @@ def build(recipe: str, words: list[str]) -> Trainer:
 def find_recipe(name: str) -> Callable[..., Trainer]:
     """A recipe by its name, or any function by ``module:function``; ValueError if there is none."""
     if ":" in name:
-        see_modules_here()
         found: Callable[..., Trainer] = find_named(name)
         return found
     if name not in RECIPES:

@@ -15,7 +15,6 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
-import fcntl
 import io
 import json
 import os
@@ -32,7 +31,7 @@ import psutil
 from plot import DEFAULT_COLUMNS, settings_of
 
 from rlsurreal.utils.affinity import pin
-from rlsurreal.utils.files import atomic_write
+from rlsurreal.utils.files import atomic_write, lock
 
 from .slots import Slot
 from .sweep import Plan
@@ -115,10 +114,8 @@ class Run:
     def start(self, slot: Slot, train: Path) -> bool:
         """Begin or continue in ``slot`` with the script ``train``; False while another process is in the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / LOCK, "a") as lock, open(self.folder / OUTPUT, "ab") as output:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with open(self.folder / LOCK, "a") as file, open(self.folder / OUTPUT, "ab") as output:
+            if not lock(file):
                 return False
             before = self.record
             self.record = Record(self.words, "running", before.tries + 1 if before else 1, time.time())
@@ -127,12 +124,12 @@ class Run:
             self._save()
             self._output_start = output.seek(0, os.SEEK_END)
             try:
-                self._process = self._popen(slot, train, lock.fileno(), output)
+                self._process = self._popen(slot, train, file.fileno(), output)
             except (OSError, subprocess.SubprocessError) as error:  # no memory, say: the other runs go on
                 output.write(f"error: cannot start the process: {error}\n".encode())
         return True
 
-    def _popen(self, slot: Slot, train: Path, lock: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _popen(self, slot: Slot, train: Path, held: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(train), *self.words, "--folder", str(self.folder)]
         environment = {**os.environ, **slot.environment(), "PYTHONUNBUFFERED": "1"}
         death_signal = signal.SIGKILL
@@ -157,7 +154,7 @@ class Run:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a terminal's Ctrl-C comes through the queue
-            pass_fds=[lock],  # inherited, it is held until the process ends
+            pass_fds=[held],  # inherited, it is held until the process ends
             preexec_fn=prepare,
         )
 
@@ -178,7 +175,8 @@ class Run:
             record.status = self.state = "failed"
             said = _last_error(self.folder / OUTPUT, self._output_start)
             record.error = f"{describe_exit(code)}{': ' * bool(said)}{said}"
-        self._save()
+        with contextlib.suppress(OSError):  # its folder was removed, or the disk is full: the other runs go on
+            self._save()
         self._process = self.slot = None
         return True
 
@@ -273,9 +271,12 @@ def _read_progress(path: Path) -> Progress | None:
 
 def _last_error(path: Path, start: int) -> str:
     """The last line of the output from byte ``start`` on that names an error; else the last line."""
-    with open(path, "rb") as file:
-        file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        lines = [line.rpartition("\r")[2].strip() for line in file.read().decode(errors="replace").splitlines()]
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = [line.rpartition("\r")[2].strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError as error:  # its folder was removed, say
+        return str(error)
     matches = (_ERROR.fullmatch(line) for line in reversed(lines))
     errors = (match[1] for match in matches if match and not match[1].endswith("ChildFailedError:"))  # torchrun's own
     return next(errors, "") or next((line for line in reversed(lines) if line), "")

@@ -10,13 +10,10 @@ kills them (`sweep_queue.run`).  Called by `launchers/local_queue.py`.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import heapq
-import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlsurreal.utils.os_signals import handled
@@ -177,25 +174,3 @@ def estimate_seconds_left(
     for so_far in waiting:
         heapq.heappush(ends, heapq.heappop(ends) + max(0.0, usual - so_far))
     return max(ends)
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a sweep's folder.
-
-    Raises:
-        ValueError: another queue has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".queue.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ValueError(
-                f"another queue (process {lock.read().strip() or '?'}) works on {folder}; wait for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

@@ -7,7 +7,6 @@ are the next rows.
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from rlsurreal.distributed.shared_arrays import allocate, plain
 from rlsurreal.replays.ring import Ring, Rows, flat_rows, gather, write
+from rlsurreal.utils.files import lock
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
 from rlsurreal.utils.torch_tree import to_torch
 
@@ -240,12 +240,8 @@ def _in_file(path: Path, num_rows: int, arrays: Tree) -> Tree:
     sizes = [-(-num_rows * array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in leaves(arrays)]
     path.touch()
     with path.open("r+b") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as it is mapped
-        except OSError as error:
-            raise ValueError(
-                f"storage.file {str(path)!r} is in use by another replay; name another file for each run"
-            ) from error
+        if not lock(opened):  # for as long as it is mapped
+            raise ValueError(f"storage.file {str(path)!r} is in use by another replay; name another file for each run")
         opened.truncate(0)
         opened.truncate(sum(sizes))  # zeros, which take no space yet
         memory = np.memmap(opened, np.uint8, "r+", shape=(sum(sizes),))

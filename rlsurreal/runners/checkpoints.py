@@ -80,7 +80,11 @@ class Checkpoints:
         self._saved_at = min(self._saved_at, counter.env_steps - 1)
         if self._policy.keep != "none" and self._policy.best and mean_return > self._best:
             self._best = mean_return
-            self._write(self._folder / BEST, self._state())
+            if self._ranks.is_first:  # what acts; a run goes on from the latest
+                agent = {name: value for name, value in self.parts["agent"].state_dict().items() if name != "own"}
+                save_checkpoint(
+                    self._folder / BEST, {"best": self._best, "agent": agent, "saved_at": counter.env_steps}
+                )
 
     def finish(self, counter: Counter) -> None:
         """Save where the run ended."""
@@ -110,14 +114,11 @@ class Checkpoints:
                 "the checkpoint before is kept"
             )
         state = {**self._state(in_peace), "saved_at": counter.env_steps}
-        self._write(checkpoint_path(self._folder, counter.env_steps), state)
+        if self._ranks.is_first:
+            save_checkpoint(checkpoint_path(self._folder, counter.env_steps), state)
         self._saved_at, self._saved_seconds = counter.env_steps, counter.common_seconds
         if self._policy.keep == "last" and self._ranks.is_first:
             prune_checkpoints(self._folder, 1, self._policy.keep_every_steps)
-
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
-        if self._ranks.is_first:
-            save_checkpoint(path, state)
 
     def _state(self, in_peace: bool = True) -> dict[str, Any]:
         """Of all ranks, and of environments in the midst of their games; or, not ``in_peace``, of neither."""

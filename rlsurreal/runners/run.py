@@ -29,7 +29,7 @@ from rlsurreal.runners.observers import CONSOLE_COLUMNS, Evaluations, MetricLog,
 from rlsurreal.structs import Samples, Spaces
 from rlsurreal.utils import config
 from rlsurreal.utils.affinity import count_cpus, pin, split_cpus, usable_cpus
-from rlsurreal.utils.files import atomic_write, describe_environment, latest_checkpoint, make_run_folder
+from rlsurreal.utils.files import alone_in, atomic_write, describe_environment, latest_checkpoint, make_run_folder
 from rlsurreal.utils.logger import MetricLogger
 from rlsurreal.utils.namedarraytuple import leaves
 from rlsurreal.utils.seeding import derive_seed
@@ -65,6 +65,8 @@ class Run:
             _share_cpus(self._ranks)
         saved = self._open(resume, folder)
         with contextlib.ExitStack() as stack:
+            if self._ranks.is_first:
+                stack.enter_context(alone_in(self.folder, ".run.lock", "run"))
             stack.callback(torch.set_num_threads, torch.get_num_threads())  # the caller's are its own
             logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
             interrupts = stack.enter_context(Interrupts())
@@ -73,6 +75,7 @@ class Run:
                 self._describe()
             self._initialize()
             with self._observers(logger, saved, interrupts) as observers:
+                saved = None  # its file is mapped into memory as long
                 if logger is not None and self._is_resumed:  # what could not be continued is as it was
                     self._describe()
                 self._loop(observers, interrupts)
@@ -115,7 +118,7 @@ class Run:
         own = [
             int(samples.env.valid[:-1].sum()),
             seconds if self._ranks.is_first else 0.0,
-            interrupts.received == "SIGTERM",
+            interrupts.received in ("SIGTERM", "SIGHUP"),
             interrupts.received == "SIGINT",
         ]
         steps, common, terms, ints = self._ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
@@ -219,8 +222,10 @@ class Run:
         path, tree = self.folder / "config.json", config.to_tree(self._trainer, strict=False)
         before = json.loads(path.read_text()) if self._is_resumed and path.exists() else tree
         if before != tree:  # the settings that a run was begun with stay beside those that it goes on with
-            numbers = [int(old.stem.rpartition("_")[2]) for old in self.folder.glob("config_*.json")]
-            path.rename(self.folder / f"config_{max(numbers, default=-1) + 1}.json")
+            endings = [old.stem.rpartition("_")[2] for old in self.folder.glob("config_*.json")]
+            number = max((int(ending) for ending in endings if ending.isdecimal()), default=-1) + 1
+            with atomic_write(self.folder / f"config_{number}.json", "w") as file:
+                file.write(path.read_text())
         with atomic_write(path, "w") as file:
             json.dump(tree, file, indent=1)
         name = "environment_resumed.json" if self._is_resumed else "environment.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Trainer:
     console: Console = "line"  # metrics on the terminal, beside a progress bar: a "line" each, a "table" each, or "off"
 
     def __post_init__(self) -> None:
-        self.name = self.name.replace("/", "_")  # ids of environments have slashes: dm_control/cheetah-run-v0
+        self.name = re.sub("[/:]", "_", self.name)  # it may have the id of an environment: dm_control/cheetah-run-v0
         for name in ("total_env_steps", "log_interval_steps", "num_threads", "ranks"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -62,6 +63,9 @@ class Trainer:
         """Raises ValueError where training would fail at once: there is no such device, or no such environment."""
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device is {self.device!r}, and torch finds no GPU here; use 'cpu'")
+        known = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if self.device not in known:
+            raise ValueError(f"device is {self.device!r}; choose one of {', '.join(known)}")
         env: Any = getattr(self.sampler, "env", None)
         try:
             if env is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,12 @@ from rlsurreal.samplers.local import fill_slot
 from rlsurreal.samplers.slots import SlotViews, allocate_slots
 from rlsurreal.samplers.trajectories import TrajectoryTracker
 from rlsurreal.structs import Agent, BatchSpec, EnvSamples, HasState, Samples, Spaces, TrajInfo, VectorEnv
-from rlsurreal.utils.namedarraytuple import Tree, tree_map
+from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.plain import to_plain
 from rlsurreal.utils.programs import Compile
 from rlsurreal.utils.seeding import derive_seed
+
+_log = logging.getLogger("rlsurreal")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -173,12 +176,22 @@ class SerialSampler(SamplerSettings):
         if state["generation"] != self._generation:
             self._start_generation(state["generation"])
         if state.get("eval") is not None:
-            self._evaluation_station().set_state(state["eval"])
+            self._continue_evaluation(state["eval"])
         if "train" not in state or not self._train.set_state(state["train"]):
             self._start_generation(state["generation"] + 1)
             return False
         self._tracker.set_state(state["tracker"])
         return True
+
+    def _continue_evaluation(self, state: dict[str, Any]) -> None:
+        try:
+            if self._evaluation_station().set_state(state):
+                return
+        except ValueError:  # another environment
+            pass
+        _log.info("evaluation has other environments than the checkpoint's: they start afresh")
+        self._evaluation_station().collector.env.close()
+        self._eval = None
 
     def close(self) -> None:
         """Close the environments."""
@@ -252,7 +265,7 @@ class Station:
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """Continue from `get_state`; whether the environments could be continued."""
-        if state["env"] is None:
+        if state["env"] is None or len(leaves(state["last_row"])[0]) != self.collector.env.num_envs:
             return False
         self.collector.env.set_state(state["env"])  # type: ignore[attr-defined]
         self.actor.set_state(state["actor"])

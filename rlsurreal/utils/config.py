@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
+import numpy as np
+
 from rlsurreal.utils.names import find_named, name_of
 from rlsurreal.utils.text_values import parse_value
 
@@ -47,9 +49,11 @@ def to_tree(component: Any, *, strict: bool = True) -> dict[str, Any]:
 
 
 def _to_tree(value: Any, path: str, strict: bool) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or type(value) in (bool, int, str):
         return value
-    if isinstance(value, float):  # numpy's float64 is one
+    if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"float": repr(float(value))}
     if isinstance(value, PurePath):
         return {"path": str(value)}

@@ -7,6 +7,8 @@ process.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import pickle
 import platform
@@ -21,6 +23,7 @@ from typing import IO, Any
 
 from rlsurreal.utils.plain import from_plain, to_plain
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pt")
 _MAX_DIFF_CHARS = 1_000_000
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "ale-py", "envpool")
@@ -52,9 +55,44 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     if os.name == "posix":  # the new name survives a power failure only when the folder, too, is on disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):  # some shared folders cannot
+                os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def lock(file: IO[Any], *, wait: bool = False) -> bool:
+    """Whether this process has the file for itself now, until it is closed; ``wait`` for whoever has it.
+
+    On file systems without locks everybody has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, name: str, who: str) -> Iterator[None]:
+    """Hold the lock ``name`` of ``folder``.
+
+    Raises:
+        ValueError: another process, ``who``, has it.
+    """
+    with open(folder / name, "a+") as file:
+        if not lock(file):
+            file.seek(0)
+            raise ValueError(
+                f"another {who} (process {file.read().strip() or '?'}) works on {folder}; wait for it or stop it"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -97,7 +135,7 @@ def load_checkpoint(path: Path | str, map_location: Any = "cpu") -> dict[str, An
     Nothing in the file is executed (``torch.load(weights_only=True)``).
 
     Raises:
-        ValueError: there is no such file, or it is damaged; names the checkpoint to take instead.
+        ValueError: there is no such file, it cannot be read, or it is damaged; names the checkpoint to take instead.
     """
     import torch
 
@@ -109,9 +147,14 @@ def load_checkpoint(path: Path | str, map_location: Any = "cpu") -> dict[str, An
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        mapped = map_location == "cpu"  # what is large, as a saved replay is, is read where it is used
-        plain = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        try:
+            mapped = map_location == "cpu"  # what is large, as a saved replay is, is read where it is used
+            plain = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+        except RuntimeError:  # not every file system can map files
+            plain = torch.load(path, map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged or was not written by save_checkpoint ({error}); {_alternative(path)}"
         ) from error
@@ -140,7 +183,7 @@ def prune_checkpoints(folder: Path | str, keep_last: int = 1, keep_every_steps: 
         kept.update(first_of_interval.values())
     deleted = [path for _, path in checkpoints if path not in kept]
     for path in deleted:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return deleted
 
 

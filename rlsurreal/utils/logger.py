@@ -6,6 +6,7 @@ standard library's ``logging``, from which its handler is removed when it is clo
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
@@ -201,7 +202,8 @@ class _RunHandler(logging.Handler):
             if self._console:
                 level = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
                 _show(f"{level}{record.getMessage()}")
-        except (OSError, ValueError, TypeError):  # a full disk, or arguments that do not fit: must not end the run
+        # A full disk, arguments that do not fit, or a signal that came while this was written: must not end the run.
+        except (OSError, ValueError, TypeError, RuntimeError):
             self.handleError(record)
 
     def close(self) -> None:
@@ -275,8 +277,9 @@ def format_number(value: float) -> str:
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(f"{_CLEAR_LINE if sys.stdout.isatty() else ''}{text}\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # whoever read this is gone, or the terminal: the run goes on
+        sys.stdout.write(f"{_CLEAR_LINE if sys.stdout.isatty() else ''}{text}\n")
+        sys.stdout.flush()
 
 
 class ProgressBar:
@@ -318,14 +321,18 @@ class ProgressBar:
         left = _duration((self._total - count) / rate) if rate > 0 else "?"
         text = f"{count:,} steps, {rate:,.0f}/s, {left} left{', ' * bool(said)}{said}"
         step = min(count, self._total) - self._bar.cnt
-        self._bar.update(step, item_id=text.ljust(self._TEXT_WIDTH), force_flush=True)
+        try:
+            self._bar.update(step, item_id=text.ljust(self._TEXT_WIDTH), force_flush=True)
+        except OSError:  # the terminal is gone
+            self._bar = None
 
     def close(self) -> None:
         """Leave the bar's line as it is and go to the next.  May be called twice."""
         if self._bar is not None and self._bar.active:
             self._bar.active = False
-            sys.stderr.write("\n")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.write("\n")
+                sys.stderr.flush()
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ Called where numpy takes several times as long, by modules that have the same in
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -29,12 +30,15 @@ def load_native(source: Path) -> ctypes.CDLL | None:
         _log.info("%s is not compiled, for there is no C compiler: numpy does its work", source.name)
         return None
     key = hashlib.sha256(f"{compiler} {_OPTIONS} {platform.machine()}".encode() + source.read_bytes()).hexdigest()[:20]
-    library = cache_folder("native") / f"{source.stem}-{key}.so"
     try:
-        if not library.exists():
-            _compile(compiler, source, library)
+        library = cache_folder("native") / f"{source.stem}-{key}.so"  # RuntimeError: there is no home
+        if library.exists():
+            with contextlib.suppress(OSError):  # damaged
+                return ctypes.CDLL(str(library))
+            library.unlink()
+        _compile(compiler, source, library)
         return ctypes.CDLL(str(library))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", "") or error
         _log.warning("%s cannot be compiled or loaded, so numpy does its work: %s", source.name, detail)
         return None

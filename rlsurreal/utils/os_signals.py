@@ -22,7 +22,8 @@ def handled(numbers: Iterable[int], handler: Callable[[int], None], *, even_igno
     previous = {}
     if threading.current_thread() is threading.main_thread():
         for number in numbers:
-            if even_ignored or signal.getsignal(number) != signal.SIG_IGN:
+            present = signal.getsignal(number)  # None: a library's, in C, which could not be put back
+            if present is not None and (even_ignored or present != signal.SIG_IGN):
                 previous[number] = signal.signal(number, lambda number, _: handler(number))
     try:
         yield

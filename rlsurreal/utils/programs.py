@@ -12,7 +12,6 @@ runs it needs no compiler.  On a GPU `Specialized` has functions compiled in thi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -34,7 +33,7 @@ from torch.utils import _pytree
 import rlsurreal.utils.torch_tree  # noqa: F401  # makes named array tuples pytrees
 from rlsurreal.utils import matrix_products, program_builder
 from rlsurreal.utils.cuda_graphs import CudaProgram
-from rlsurreal.utils.files import atomic_write, cache_folder
+from rlsurreal.utils.files import atomic_write, cache_folder, lock
 from rlsurreal.utils.namedarraytuple import Tree
 
 Compile = Literal["auto", "on", "off"]
@@ -267,8 +266,8 @@ def _build_once(exported: Any, path: Path, num_threads: int) -> None:
     """Several ranks of one machine, and runs of one queue, want the same program at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.stat().st_mtime_ns if path.exists() else None
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(path.with_suffix(".lock"), "w") as file:
+        lock(file, wait=True)
         if (path.stat().st_mtime_ns if path.exists() else None) == before:  # nobody has built it meanwhile
             _build(exported, path, num_threads)
 

@@ -107,6 +107,7 @@ def test_settings_may_stand_behind_options(call):
         (["debug", "device=cuda"], "device is 'cuda', and torch finds no GPU"),
         (["no_such_module:make"], "there is no no_such_module:make"),
         (["pathlib:Path"], "returned PosixPath('.'); a recipe returns a Trainer"),
+        (["inspect:signature"], "inspect:signature: missing a required argument: 'obj'; give it as name=value"),
         (["--resume", "/no/such/run"], "no run folder"),
         (["debug", "--resume", "/no/such/run", "--folder", "here"], "--resume and --folder name a folder each"),
     ],
@@ -137,7 +138,7 @@ from rlsurreal.testing.envs import CountingEnv
 class MyEnv(CountingEnv):
     pass
 
-def make_trainer(seed: int = 0, length: int = 5) -> Trainer:
+def make_trainer(seed: int = 0, length=5) -> Trainer:
     env = GymnasiumEnv(factory=MyEnv, kwargs={"lengths": length})
     sampler = ParallelSampler(env=env, batch=BatchSpec(num_steps=32, num_envs=2), num_workers=1)
     return replace(debug(seed), name="dm_control/mine", total_env_steps=512, sampler=sampler)

@@ -1,6 +1,7 @@
 """The loop, its logs and checkpoints; resuming; stopping."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -281,6 +282,75 @@ def test_nan_in_an_observation_stops_the_run_and_names_the_environment(tmp_path)
         trainer(tmp_path, GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "nan", "at": 30})).train()
 
 
+def test_two_runs_do_not_work_in_one_folder(tmp_path):
+    first = trainer(tmp_path)
+    update, refused = first.algo.update, []
+
+    def while_it_runs(*arguments: Any) -> Any:
+        if not refused:
+            with pytest.raises(
+                ValueError, match=rf"another run \(process {os.getpid()}\) works on .*folder; wait for it"
+            ):
+                trainer(tmp_path).train(folder=tmp_path / "folder")
+            refused.append(True)
+        return update(*arguments)
+
+    first.algo.update = while_it_runs  # type: ignore[method-assign]
+    folder = first.train(folder=tmp_path / "folder")
+    assert refused and int(rows(folder)[-1]["step"]) >= 1600
+    trainer(tmp_path, total=2000).train(folder=folder)  # afterwards it is free
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler.batch.num_envs": 6},
+        {"sampler.batch.num_envs": 1},
+        {"sampler.evaluation.num_envs": 3},
+        {"algo.scale_rewards": False},
+        {"algo.normalize_advantage": "never"},
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_with_other_settings(tmp_path, changes):
+    folder = trainer(tmp_path, eval_interval_steps=800).train()
+    (folder / "config_backup.json").write_text("{}")  # a user's own
+    later = config.override(trainer(tmp_path, total=3200, eval_interval_steps=800), changes)
+    assert later.train(resume=folder) == folder
+    assert int(rows(folder)[-1]["step"]) >= 3200 and (folder / "config_0.json").exists()
+    trainer(tmp_path, total=4800, eval_interval_steps=800).train(resume=folder)  # and back
+    assert int(rows(folder)[-1]["step"]) >= 4800
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
+    folder = trainer(tmp_path, console="line").train()
+    assert int(rows(folder)[-1]["step"]) >= 1600
+
+
+def test_the_best_checkpoint_is_what_acts_and_no_more(tmp_path):
+    folder = trainer(tmp_path, eval_interval_steps=400).train()
+    assert load_checkpoint(folder / "checkpoints" / "best.pt").keys() == {"best", "agent", "saved_at"}
+
+
+def test_names_may_have_ids_of_environments():
+    assert trainer(Path(), name="ppo_my_package:Mine-v0").name == "ppo_my_package_Mine-v0"
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:99"])
+def test_devices_that_there_are_not_are_refused_at_once(tmp_path, device):
+    with pytest.raises(ValueError, match=f"device is '{device}'"):
+        trainer(tmp_path, device=device).check()
+
+
 def test_damaged_checkpoint_is_named_with_the_one_before(tmp_path):
     folder = trainer(tmp_path).train()
     checkpoints = list_checkpoints(folder / "checkpoints")
@@ -322,7 +392,7 @@ SCRIPT = """
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_leaves_cleanly(tmp_path, number):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT.format(root=str(tmp_path))))

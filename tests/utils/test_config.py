@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
+import numpy as np
 import pytest
 
 from rlsurreal.utils.config import flatten, from_tree, override, parse_overrides, to_tree
@@ -397,3 +398,8 @@ def test_parse_overrides() -> None:
             parse_overrides([wrong])
     with pytest.raises(ValueError, match="a is given twice"):
         parse_overrides(["a=1", "a=2"])
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    tree = to_tree(Linear(np.float32(0.5), np.int64(3), until=np.float64(1.0)))
+    assert json.loads(json.dumps(tree)) == to_tree(Linear(0.5, 3, until=1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -136,6 +137,34 @@ def test_damage_anywhere_is_found(tmp_path: Path) -> None:
     path.write_bytes(changed)
     with pytest.raises(ValueError, match="damaged"):
         load_checkpoint(path)
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "checkpoint_000000000001.pt", {"a": 1})
+
+    def refuse(*arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.zipfile, "ZipFile", refuse)
+    with pytest.raises(ValueError, match=r"cannot be read: .*Permission denied"):
+        load_checkpoint(tmp_path / "checkpoint_000000000001.pt")
+
+
+def test_a_folder_is_one_process_s_or_everybody_s_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files.alone_in(tmp_path, ".lock", "run"):
+        with pytest.raises(ValueError, match=rf"another run \(process {os.getpid()}\) works on"):
+            files.alone_in(tmp_path, ".lock", "run").__enter__()
+    with files.alone_in(tmp_path, ".lock", "run"):
+        pass
+
+    def missing(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", missing)
+    with files.alone_in(tmp_path, ".lock", "run"), files.alone_in(tmp_path, ".lock", "run"):
+        pass
 
 
 def test_missing_checkpoints_and_those_without_predecessor(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ class OnPolicy:
         own = state["own"]
         if own is not None:
             self._generator.set_state(own["generator"])
-        if self._scaler is not None:
+        if self._scaler is not None and state["scaler"] is not None:  # else it begins here
             self._scaler.load_state_dict(state["scaler"], None if own is None else own["return"])
 
 

@@ -66,8 +66,8 @@ class RewardScaler:
         }
 
     def load_state_dict(self, state: dict[str, Any], discounted_return: Tensor | None) -> None:
-        """Continue from `state_dict`, and from `discounted_return`, where it is known."""
-        if discounted_return is not None:
+        """Continue from `state_dict`, and from `discounted_return`, where it is known, of as many environments."""
+        if discounted_return is not None and discounted_return.shape == self.discounted_return.shape:
             self.discounted_return = discounted_return.clone()
         self._count, self._mean, self._spread = state["count"], state["mean"], state["spread"]
         self.scale = state["scale"]
