@@ -308,7 +308,7 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path):
         {"sampler.batch.num_envs": 1},
         {"sampler.evaluation.num_envs": 3},
         {"algo.scale_rewards": False},
-        {"algo.normalize_advantage": "never"},
+        {"algo.normalize_advantage": "off"},
     ],
     ids=str,
 )

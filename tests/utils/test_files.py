@@ -153,9 +153,9 @@ def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: 
 def test_a_folder_is_one_process_s_or_everybody_s_where_there_are_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with files.alone_in(tmp_path, ".lock", "run"):
-        with pytest.raises(ValueError, match=rf"another run \(process {os.getpid()}\) works on"):
-            files.alone_in(tmp_path, ".lock", "run").__enter__()
+    refused = pytest.raises(ValueError, match=rf"another run \(process {os.getpid()}\) works on")
+    with files.alone_in(tmp_path, ".lock", "run"), refused:
+        files.alone_in(tmp_path, ".lock", "run").__enter__()
     with files.alone_in(tmp_path, ".lock", "run"):
         pass
 
