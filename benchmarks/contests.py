@@ -87,11 +87,11 @@ def entries_of(task: Task, what: str, plan: Plan) -> tuple[dict[str, Entry], dic
         for name, own in {**task.ours, **(task.ours_on_gpu if plan.device != "cpu" else {})}.items()
         if _can_run(name, own)
     }
-    peers = {
-        peer: peer_entry(peer, {**task.sized(own), **every})
-        for peer, own in task.peers.items()
-        if peer in plan.peers and plan.device.split(":")[0] in PEERS[peer].devices
-    }
+    peers = {}
+    for name, own in task.peers.items():
+        peer, _, variant = name.partition(", ")
+        if peer in plan.peers and plan.device.split(":")[0] in PEERS[peer].devices:
+            peers[name] = peer_entry(peer, {**task.sized(own), **every}, variant)
     return ours, peers
 
 

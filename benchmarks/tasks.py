@@ -1,7 +1,8 @@
 """What is trained, updated and timed: sizes and hyperparameters, the same for us and for every peer.
 
 Nobody normalises observations or rewards in W1, W3 and W6, and everybody keeps count of the games' returns.  How each
-peer is run beyond that (vector environment, threads) is its best setting on two cores.
+peer is run beyond that (vector environment, threads) is what was fastest for it on two cores; one that is run in
+several ways has a variant behind a comma.
 """
 
 from __future__ import annotations
@@ -58,10 +59,13 @@ def _replayed(algo: str, env_id: str, **more: Any) -> Settings:
 
 _MUJOCO_OURS: dict[str, Settings] = {"gymnasium": {"sampler": "workers"}, "EnvPool": {"sampler": "envpool"}}
 _DUMMY: Settings = {"vector": "dummy"}
+_COMPILED: Settings = {"vector": "envpool", "compile": True}  # as LeanRL does it
 _SERIAL: dict[str, Settings] = {
     "sb3": _DUMMY,
     "sbx": _DUMMY,
     "cleanrl": {"vector": "sync"},
+    "cleanrl, EnvPool": {"vector": "envpool"},
+    "cleanrl, EnvPool, compiled": _COMPILED,
     "sample-factory": {"num_workers": 2},
     "torchrl": {"vector": "serial"},
 }
@@ -99,7 +103,12 @@ TRAIN: dict[str, Task] = {
             "bfloat16": {"sampler": "workers", "precision": "bfloat16"},
             "EnvPool, float32": {"sampler": "envpool"},
         },
-        {"sb3": {"vector": "subproc"}, "cleanrl": {"vector": "envpool"}, "sample-factory": {"num_workers": 2}},
+        {
+            "sb3": {"vector": "subproc"},
+            "cleanrl, EnvPool": {"vector": "envpool"},
+            "cleanrl, EnvPool, compiled": _COMPILED,
+            "sample-factory": {"num_workers": 2},
+        },
         ours_on_gpu={
             "served, float32": {"sampler": "served"},
             "served, bfloat16": {"sampler": "served", "precision": "bfloat16"},
@@ -128,25 +137,31 @@ TRAIN |= {
     ),
 }
 
+_UPDATE_PEERS: dict[str, Settings] = {
+    "sb3": _DUMMY,
+    "sbx": _DUMMY,
+    "cleanrl": {"vector": "sync"},
+    "cleanrl, compiled": {"vector": "sync", "compile": True},
+}
 UPDATE: dict[str, Task] = {
     "mlp-64": Task(
         "W6 PPO 2x64, minibatch 64",
         _ppo("HalfCheetah-v5", 16, 128, 10, 64),
         {"update": {"sampler": "serial"}},
-        {"sb3": _DUMMY, "sbx": _DUMMY, "cleanrl": {"vector": "sync"}},
+        _UPDATE_PEERS,
         is_quick=True,
     ),
     "mlp-1024": Task(
         "W6 PPO 2x64, minibatch 1,024",
         _ppo("HalfCheetah-v5", 64, 64, 4, 1024),
         {"update": {"sampler": "serial", "num_threads": 2}},
-        {"sb3": _DUMMY, "sbx": _DUMMY, "cleanrl": {"vector": "sync"}},
+        _UPDATE_PEERS,
     ),
     "cnn-256": Task(
         "W6 PPO Nature CNN, minibatch 256",
         _ppo("Pong", 8, 128, 4, 256, num_threads=2, **_ATARI),
         {"update": {"sampler": "serial"}},
-        {"sb3": _DUMMY, "sbx": _DUMMY, "cleanrl": {"vector": "sync"}},
+        _UPDATE_PEERS,
     ),
 }
 

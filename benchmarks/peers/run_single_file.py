@@ -1,9 +1,10 @@
-"""PPO in one file of eager PyTorch, after the recipe that CleanRL documents.  Its own environment: SETTINGS-AS-JSON.
+"""PPO in one file of PyTorch, after the recipe that CleanRL documents.  Its own environment: SETTINGS-AS-JSON.
 
 CleanRL is scripts to copy from, not a library to import; this is such a script, written here: one loop, storage as
 tensors ``[T, B]``, one forward pass a step, advantages in a Python loop over time, shuffled minibatches,
 `clip_grad_norm_` and Adam.  Gymnasium's `SyncVectorEnv` with the recipe's wrappers (statistics of episodes, clipped
-actions), or EnvPool.  SAC and DQN are in `single_file_replayed`.
+actions), or EnvPool.  Eager; or, as LeanRL changed it, with `torch.compile` around the policy, the advantages and a
+minibatch with its backward pass and Adam.  SAC and DQN are in `single_file_replayed`.
 """
 
 import json
@@ -117,6 +118,14 @@ class Ppo:
         else:
             self.agent = MlpAgent(space.shape[0], actions.shape[0], settings["hidden_sizes"]).to(self.device)
         self.adam = torch.optim.Adam(self.agent.parameters(), lr=settings["learning_rate"], eps=1e-5)
+        self.act: Any = self.agent
+        if settings.get("compile"):
+            torch.distributions.Distribution.set_default_validate_args(False)  # it reads values
+            rate = torch.tensor(settings["learning_rate"])
+            self.adam = torch.optim.Adam(self.agent.parameters(), lr=rate, eps=1e-5)
+            self.act = torch.compile(self.agent)
+            self.advantages = torch.compile(self.advantages)  # type: ignore[method-assign]
+            self.minibatch = torch.compile(self.minibatch)  # type: ignore[method-assign]
         shape = (settings["num_steps"], settings["num_envs"])
         zeros = lambda *more: torch.zeros(*shape, *more, device=self.device)  # noqa: E731
         self.obs, self.actions = zeros(*space.shape), zeros(*actions.shape)
@@ -132,7 +141,7 @@ class Ppo:
         for t in range(self.s["num_steps"]):
             self.obs[t], self.dones[t] = self.next_obs, self.next_done
             with torch.no_grad():
-                action, log_prob, _, value = self.agent(self.next_obs)
+                action, log_prob, _, value = self.act(self.next_obs)
             self.actions[t], self.log_probs[t], self.values[t] = action, log_prob, value
             answer = action.cpu().numpy()
             if self.s["vector"] == "envpool" and not self.is_image:
