@@ -73,7 +73,9 @@ def test_peers_import_nothing_of_ours():
 
 
 def test_every_peer_of_a_task_is_known_and_pinned():
-    named = {peer for task in [*TRAIN.values(), *UPDATE.values(), *RETURN.values()] for peer in task.peers}
+    named = {
+        name.split(", ")[0] for task in [*TRAIN.values(), *UPDATE.values(), *RETURN.values()] for name in task.peers
+    }
     named |= {peer for table in SAMPLING_PEERS.values() for peer, _ in table}
     named |= {peer for task in replay.TASKS.values() for peer in task.peers}
     assert named == set(PEERS)

@@ -78,12 +78,14 @@ def test_5_dqn_pong(kind, tmp_path):
     assert trainer.algo.limiter.num_items >= 0.95 * 300 * 8
 
 
+@pytest.mark.timeout(300)
 def test_6_sac(tmp_path):
     small = {"algo.batch_size": 64, "algo.limiter.ratio": 64.0}  # so that it takes half a minute
     trainer = config.override(load("6_sac.py").make_trainer(total_env_steps=6_000), small)
     assert mean_return(trainer, tmp_path) > -700  # at random about -1200
 
 
+@pytest.mark.timeout(300)
 def test_7_r2d2(tmp_path):
     example = load("7_r2d2.py")
     assert mean_return(example.make_trainer("r2d2"), tmp_path, 200) > 0.9

@@ -70,7 +70,7 @@ def test_every_evaluation_begins_with_null_inputs_and_memory(parallel):
             (inputs, state), (later, later_state) = heard[0], heard[1]
             assert inputs.observation[:, 2].tolist() == [0, 0, 0]
             assert inputs.prev_reward.tolist() == [0, 0, 0] and inputs.prev_action.tolist() == [0, 0, 0]
-            assert state.steps.tolist() == [0, 0, 0] and state.score.tolist() == [0, 0, 0]
+            assert state.steps.tolist() == [0, 0, 0] and state.score.tolist() == [1, 2, 3], "each environment's own"
             assert later.prev_reward.tolist() == [1, 1, 1] and later_state.steps.tolist() == [1, 1, 1]
             assert heard[-1][0].prev_reward.any(), "what the next evaluation must not begin with"
     finally:
