@@ -24,7 +24,7 @@ from rlsurreal.envs.base import EnvError
 from rlsurreal.samplers import EvalSpec, InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.agents import TapeAgent
-from rlsurreal.testing.envs import FailingEnv
+from rlsurreal.testing.envs import CountingEnv, FailingEnv
 from rlsurreal.utils.namedarraytuple import tree_map
 
 pytestmark = pytest.mark.processes
@@ -483,13 +483,14 @@ def test_errors_in_evaluation_environments_say_so():
 
 @pytest.mark.parametrize("num_slots", [1, 2])
 def test_a_worker_lost_while_it_was_idle_is_replaced_before_an_evaluation(num_slots, caplog):
+    games_of = lambda length: GymnasiumEnv(factory=CountingEnv, kwargs={"lengths": length})  # noqa: E731
     sampler = ParallelSampler(
-        env=GymnasiumEnv(factory="CartPole-v1"),
+        env=games_of(1000),  # whose end does not fall into what is looked at
         batch=BatchSpec(8, 4),
         num_workers=2,
         num_slots=num_slots,
         on_worker_failure="replace",
-        evaluation=EvalSpec(num_envs=4, episodes_per_env=1),
+        evaluation=EvalSpec(env=games_of(5), num_envs=4, episodes_per_env=1),
     )
     try:
         started(sampler)
