@@ -45,8 +45,6 @@ def run_sweep(args: argparse.Namespace, name: str, plans: Sequence[Plan], wanted
         raise ValueError(f"no run's name has {args.only!r} in it; the first is {plans[0].name}")
     uses_gpus = check_plans([plan for plan in plans if args.only in plan.name], wanted.gpus_per_run or 1)
     folder = args.root / name
-    if not args.dry_run:
-        folder.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if args.dry_run else alone_in(folder, ".queue.lock", "queue"):
         runs = [Run(plan, folder / plan.name) for plan in plans]
         chosen = [run for run in runs if args.only in run.plan.name]

@@ -78,11 +78,12 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, name: str, who: str) -> Iterator[None]:
-    """Hold the lock ``name`` of ``folder``.
+    """Hold the lock ``name`` of ``folder``, which is made where there is none.
 
     Raises:
         ValueError: another process, ``who``, has it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "a+") as file:
         if not lock(file):
             file.seek(0)

@@ -35,7 +35,7 @@ def load_native(source: Path) -> ctypes.CDLL | None:
         if library.exists():
             with contextlib.suppress(OSError):  # damaged
                 return ctypes.CDLL(str(library))
-            library.unlink()
+            library.unlink(missing_ok=True)
         _compile(compiler, source, library)
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:

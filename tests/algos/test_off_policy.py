@@ -428,13 +428,8 @@ def test_recorded_info_reaches_the_reward_in_hindsight():
 
 @pytest.mark.parametrize("num_ahead", [1, 3])
 def test_fifo_learns_once_from_everything_and_soon(num_ahead):
-    env_id, make_agent, _ = CASES["dqn"]
     replay = Replay(capacity=200, selector=Fifo(), extractor=NStep(num_steps=num_ahead))
-    sampler, agent = sampler_of(env_id), make_agent()
-    algo = DQN(batch_size=8, replay=replay, limiter=ReplayRatio(ratio=1, min_steps=1))
-    agent.initialize(sampler.connect(seed=3), seed=1)
-    algo.initialize(agent, BATCH, seed=2)
-    sampler.initialize(agent, discount=0.9)
+    run = Run("dqn", replay=replay, limiter=ReplayRatio(ratio=1, min_steps=1))
     drawn: list[tuple[int, int]] = []
     sample = replay.sample
 
@@ -445,13 +440,8 @@ def test_fifo_learns_once_from_everything_and_soon(num_ahead):
         return batch, ticket
 
     replay.sample = seen  # type: ignore[method-assign]
-    steps = 0
-    for _ in range(30):
-        samples = sampler.obtain()
-        steps += int(samples.env.valid[:-1].sum())
-        algo.update(samples, 0.5)
-        sampler.release(samples)
-    assert len(drawn) == len(set(drawn)) >= steps - num_ahead * BATCH.num_envs - 2 * 8
+    run.advance(30)
+    assert len(drawn) == len(set(drawn)) >= run.num_steps - num_ahead * BATCH.num_envs - 2 * run.algo.batch_size
     with pytest.raises(ValueError, match="limiter.min_steps is 20000, and replay.selector is Fifo"):
         DQN(replay=replay)
 

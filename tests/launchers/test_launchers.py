@@ -225,6 +225,30 @@ def test_plot_groups_seeds_and_separates_experiments(tmp_path, call):
     assert "no column" in call("plot.py", tmp_path, "--y", "nothing", status=2)
 
 
+def test_curves_of_equal_names_are_all_drawn_in_the_format_asked_for(tmp_path, call):
+    folders = [tmp_path / part / "run_0" for part in ("a", "b", "c")]
+    for rate, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"fields": {"name": "same", "rate": rate}}))
+        (folder / "progress.csv").write_text("step,return/mean\n1,0.5\n2,1.5\n")
+    call("plot.py", *folders, "--out", tmp_path / "curves.pdf")
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+    assert sum(map(len, importlib.import_module("plot").group_by_experiment(folders).values())) == 3
+
+
+def test_a_reader_that_leaves_ends_no_run(tmp_path):
+    train = [sys.executable, str(ROOT / "launchers" / "train.py")]
+    command = [*train, "debug", f"root={tmp_path}", "log_interval_steps=256"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 0, said
+    assert "Traceback" not in said and "Exception ignored" not in said
+    last = (tmp_path / "debug_0" / "progress.csv").read_text().splitlines()[-1]
+    assert int(last.split(",")[0]) >= 4_000
+
+
 def test_settings_changed_at_a_resume_stay_changed(tmp_path, call):
     quiet = ["console=off", "tensorboard=false"]
     call("train.py", "debug", f"root={tmp_path}", "total_env_steps=512", *quiet)
