@@ -1,8 +1,8 @@
 """Several ranks on one machine: what the exchange of gradients costs, and weak scaling.  One core for each rank.
 
-Updates: minibatches per second of each rank, by size of the network, alone and with others; compiled (one flat
-all-reduce for each minibatch) and eager (DistributedDataParallel).  Training: env steps per second of all ranks,
-each with as many environments as the one alone, which is pinned to one core likewise.
+Updates: minibatches per second of each rank, by size of the network, alone and with others; compiled and eager with
+sums in shared memory, and eager by DistributedDataParallel over Gloo, as on several hosts.  Training: env steps per
+second of all ranks, each with as many environments as the one alone, which is pinned to one core likewise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from benchmarks.tasks import UPDATE, Settings
 from benchmarks.turns import Entry, Process, Progress, take_turns
 
 _START_S = 30.0  # planned, of a contestant
-_MODES = {"compiled, flat all-reduce": "on", "eager, DistributedDataParallel": "off"}
+_DDP = "eager, DistributedDataParallel"
+_MODES: dict[str, Settings] = {
+    "compiled, shared memory": {"compile": "on"},
+    "eager, shared memory": {"compile": "off"},
+    _DDP: {"compile": "off", "shared_memory": False},
+}
 _MLP = UPDATE["mlp-64"].settings
 NETWORKS: dict[str, Settings] = {
     "PPO 2x64, minibatch 64": _MLP,
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 def run_rounds(chosen: Sequence[str], count: int = 2, rounds: int = 5, seconds: float = 8.0) -> list[Row]:
     """The exchange of the chosen networks, then training."""
-    progress = Progress((4 * len(chosen) + 2) * (_START_S + rounds * seconds))
+    progress = Progress((5 * len(chosen) + 2) * (_START_S + rounds * seconds))
     rows = []
     for name in chosen:
         rows += _exchange(name, count, rounds, seconds, progress)
@@ -67,23 +72,28 @@ def run_rounds(chosen: Sequence[str], count: int = 2, rounds: int = 5, seconds: 
 def _exchange(name: str, count: int, rounds: int, seconds: float, progress: Progress) -> list[Row]:
     settings = {**NETWORKS[name], "what": "update", "sampler": "serial"}
     entries = {
-        f"{n} ranks, {mode}" if n > 1 else f"1 rank, {mode}": entry_of({**settings, "compile": compile, "ranks": n})
-        for mode, compile in _MODES.items()
+        _name(n, mode): entry_of({**settings, **options, "ranks": n})
+        for mode, options in _MODES.items()
         for n in (1, count)
+        if n > 1 or mode != _DDP  # alone it is the same as eager
     }
     rates = _in_turns(entries, rounds, seconds, "updates/s", progress)
     rows, costs = [], {}
     for mode in _MODES:
-        alone, together = rates[f"1 rank, {mode}"], rates[f"{count} ranks, {mode}"]
+        alone = rates[_name(1, "eager, shared memory" if mode == _DDP else mode)]
+        together = rates[_name(count, mode)]
         rows.append(compare_rounds(name, f"{count} ranks, {mode}", "updates/s", together, "1 rank", alone))
-        costs[mode] = [1e6 / b - 1e6 / a for a, b in zip(alone, together)]
-    flat, ddp = costs.values()
-    medians = statistics.median(flat), statistics.median(ddp)
-    title = f"exchange over {count} ranks, flat all-reduce"
-    return [
-        *rows,
-        Row(name, title, "µs per update", medians[0], "DistributedDataParallel", medians[1], medians[1] / medians[0]),
+        costs[mode] = statistics.median(1e6 / b - 1e6 / a for a, b in zip(alone, together))
+    title = f"exchange over {count} ranks"
+    return rows + [
+        Row(name, f"{title}, {mode}", "µs per update", cost, "DistributedDataParallel", costs[_DDP], costs[_DDP] / cost)
+        for mode, cost in costs.items()
+        if mode != _DDP
     ]
+
+
+def _name(num_ranks: int, mode: str) -> str:
+    return f"{num_ranks} ranks, {mode}" if num_ranks > 1 else f"1 rank, {mode.partition(',')[0]}"
 
 
 def _weak_scaling(count: int, rounds: int, seconds: float, progress: Progress) -> list[Row]:

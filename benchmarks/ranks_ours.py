@@ -106,7 +106,10 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     if settings["ranks"] > 1 and "IS_OTHER" not in os.environ:
         start_others(settings["ranks"])
+    ranks: Any
     with join(_PATIENCE_S) as ranks:
+        if not settings.get("shared_memory", True):
+            ranks = dataclasses.replace(ranks, shared=None)
         cpus = one_per_core(usable_cpus())
         pin([cpus[ranks.index % len(cpus)]])
         torch.set_num_threads(1)

@@ -7,6 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.interpreted import interpreted  # noqa: F401
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:

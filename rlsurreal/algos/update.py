@@ -1,8 +1,8 @@
 """From a loss to new parameters: gradients, reduction over ranks, clipping, one step of Adam.  Used by every algorithm.
 
     loss(*inputs) --> gradients --> over all ranks --> clip and apply
-    eager:     autograd (DistributedDataParallel's, with several ranks), then the fused Adam, over one flat buffer of
-               parameters and one of gradients
+    eager:     autograd (DistributedDataParallel's, with ranks on GPUs or several hosts), then the fused Adam, over one
+               flat buffer of parameters and one of gradients
     compiled:  all of it as one program; with several ranks two, around one all-reduce of the flat gradient
 
 Small networks on a CPU, and nearly all on a GPU, lose most of their time between operations.  So parameters are views
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.utils.namedarraytuple import Tree
@@ -79,11 +80,8 @@ class GradientStep:
         self._max_grad_norm, self._eps = max_grad_norm, eps
         self._ranks, self._over_ranks = ranks, over_ranks
         self.learning_rate = torch.zeros((), device=self._flat.device)
-        betas = (_BETA1, _BETA2)
-        self._adam = torch.optim.Adam([self._flat], lr=self.learning_rate, betas=betas, eps=eps, fused=True)
         self._state = {name: torch.zeros_like(self._flat.detach()) for name in ("exp_avg", "exp_avg_sq")}
         self._state["step"] = torch.zeros((), device=self._flat.device)
-        self._adam.state[self._flat] = self._state
         self.sums = torch.zeros(num_metrics + 1, device=self._flat.device)
         self.num_steps = 0
         self._specialized: list[Specialized] = []
@@ -149,11 +147,21 @@ class GradientStep:
             gradient.mul_(self._ranks.count)
         norm = torch.linalg.vector_norm(gradient)
         gradient.mul_(self._shrink(norm))
-        self._adam.step()
+        self._adam()
         self.sums[:-1] += metrics
         self.sums[-1] += norm
         if self.extra is not None:
             self.extra.copy_(extra[0].detach())
+
+    @torch.no_grad()
+    def _adam(self) -> None:
+        """As a function: an optimizer's constructor imports PyTorch's compiler, which takes seconds."""
+        state = self._state
+        adam(
+            [self._flat], [self._gradient], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
+            fused=True, amsgrad=False, beta1=_BETA1, beta2=_BETA2, lr=self.learning_rate, weight_decay=0.0,
+            eps=self._eps, maximize=False,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ compiled
 

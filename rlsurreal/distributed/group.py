@@ -85,8 +85,13 @@ class GroupRanks(Ranks):
         self._wait(lambda: dist.broadcast(data, src=0, async_op=True), data)
         return _from_bytes(data)
 
-    def average_gradients(self, module: nn.Module) -> nn.Module:
-        """DistributedDataParallel (Li et al. 2020, arXiv 2006.15704): averages while the backward pass goes on."""
+    def average_gradients(self, module: nn.Module) -> nn.Module | None:
+        """DistributedDataParallel (Li et al. 2020, arXiv 2006.15704): averages while the backward pass goes on.
+
+        None where ranks share memory: to add up the flat gradient there takes a fraction of the time.
+        """
+        if self.shared is not None and next(module.parameters()).device.type == "cpu":
+            return None
         wrap = nn.parallel.DistributedDataParallel
         # Statistics in buffers are summed over ranks by those who keep them.  (PyTorch has renamed the option.)
         renamed = "forward_sync_buffers" in inspect.signature(wrap).parameters

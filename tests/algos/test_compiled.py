@@ -21,7 +21,6 @@ from rlsurreal.testing.envs import NestedEnv
 from rlsurreal.utils.namedarraytuple import tree_map
 
 torch.set_num_threads(1)
-pytestmark = [pytest.mark.compiles, pytest.mark.timeout(300)]
 T, B = 12, 4
 
 
@@ -66,10 +65,28 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"encoder": "nature", "hidden_sizes": (16,)},
     },
 }
+COMPILED = {
+    "ppo-uneven-minibatches",
+    "ppo-dict",
+    "ppo-images",
+}  # in every run of the tests; the others take minutes more
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_the_graph_of_an_update_does_what_an_eager_update_does(name, interpreted):
+    compiled_equals_eager(name)
+
+
+@pytest.mark.compiles
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in COMPILED else pytest.mark.slow) for name in CASES]
+)
 def test_compiled_update_equals_eager_update(name):
+    compiled_equals_eager(name)
+
+
+def compiled_equals_eager(name: str) -> None:
     case = CASES[name]
     agents, metrics, samples = {}, {}, None
     for setting in ("off", "on"):

@@ -1,4 +1,5 @@
-"""Every algorithm over two real processes, whose gradients DistributedDataParallel averages: one with all rows."""
+"""Every algorithm over two real processes, whose gradients are averaged in shared memory or by DistributedDataParallel:
+one with all rows."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import pytest
 from tests.torchrun import run_script
 
 SCRIPT = """
+import dataclasses
 import pytest
 import torch
 import rlsurreal.algos.pg.ppo as ppo_module
@@ -22,8 +24,8 @@ from tests.algos.test_on_policy_ranks import ALGOS, B, T, columns, some_slots
 torch.set_num_threads(1)
 
 
-def check(name, steps, whole, part):
-    assert all(step._averaging is not None for step in steps), name  # DistributedDataParallel
+def check(name, ranks, steps, whole, part):
+    assert all((step._averaging is None) == (ranks.shared is not None) for step in steps), name
     for key, expected in whole[0].items():
         if "generator" not in key:
             torch.testing.assert_close(part[0][key], expected, atol=3e-5, rtol=1e-3, msg=f"{name}: {key}")
@@ -66,16 +68,20 @@ for name in CASES:
 torch.randn, torch.rand = (
     lambda *size, value=value, **_: torch.full(torch.zeros(*size).shape, value) for value in (0.3, 0.6)
 )
-with join(60) as ranks:
+with join(60) as sharing:
+    assert sharing.shared is not None
+    distributed_data_parallel = dataclasses.replace(sharing, shared=None)
     for name in CASES:
         whole, _ = replayed(name, batches[name], ALONE)
-        part, steps = replayed(name, batches[name], ranks)
-        check(name, steps, whole, part)
+        for ranks in (sharing, distributed_data_parallel):
+            part, steps = replayed(name, batches[name], ranks)
+            check(name, ranks, steps, whole, part)
     for name in ALGOS:
         for recurrent in (None, "lstm"):
             whole, _ = on_policy(name, recurrent, ALONE)
-            part, steps = on_policy(name, recurrent, ranks)
-            check(name, steps, whole, part)
+            for ranks in (sharing, distributed_data_parallel):
+                part, steps = on_policy(name, recurrent, ranks)
+                check(name, ranks, steps, whole, part)
     assert (len(CASES), 2 * len(ALGOS)) == (16, 12)
     print("checked", flush=True)
 """

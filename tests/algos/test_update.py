@@ -82,8 +82,8 @@ def test_gradients_do_not_add_up_and_metrics_are_means():
     assert step.take_metrics()[0].item() == pytest.approx(47 + 9)
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
-def test_clipping_comes_after_the_reduction_over_ranks(compile):
+@pytest.mark.parametrize("compile", [False, True])
+def test_clipping_comes_after_the_reduction_over_ranks(compile, interpreted):
     one, two = Pair(), Pair()
     step = make_step(one, max_grad_norm=6.5, ranks=Twins(0, 2), over_ranks="sum", compile=compile)
     step.learning_rate.fill_(0.1)
@@ -105,8 +105,8 @@ def test_parameters_without_part_in_the_loss_and_frozen_ones_stay():
     assert own.frozen.item() == 7 and own.idle.item() == 5 and own.two.item() != 3
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.compiles)])
-def test_saved_state_continues_in_either_mode(compile):
+@pytest.mark.parametrize("compile", [False, True])
+def test_saved_state_continues_in_either_mode(compile, interpreted):
     one, two = Pair(), Pair()
     first = make_step(one, eps=1e-3)
     first.learning_rate.fill_(0.1)

@@ -54,7 +54,7 @@ def test_two_processes_agree(tmp_path):
 
 
 STEPS = """
-import sys
+import dataclasses
 import torch
 from torch import nn
 from rlsurreal.algos.update import GradientStep
@@ -76,7 +76,8 @@ def learn(ranks, over_ranks, compile, data, num_rows):
         return loss, loss.detach()[None]
     options = {"max_grad_norm": 0.1, "ranks": ranks, "over_ranks": over_ranks, "compile": compile}
     step = GradientStep(net, loss, 1, reads=[other], **options)
-    assert (step._averaging is not None) == (ranks.count > 1 and not compile)  # DistributedDataParallel
+    by_ddp = ranks.count > 1 and ranks.shared is None and not compile
+    assert (step._averaging is not None) == by_ddp
     step.learning_rate.fill_(0.01)
     for x in data:
         step(x)
@@ -84,9 +85,11 @@ def learn(ranks, over_ranks, compile, data, num_rows):
 
 torch.set_num_threads(1)
 data = torch.randn(5, 8, 3, generator=torch.Generator().manual_seed(1))
-with join() as ranks:
-    own = data[:, ranks.part(8)]
-    for over_ranks, compile in (("mean", False), ("sum", False), ("sum", True)):
+with join() as sharing:
+    apart = dataclasses.replace(sharing, shared=None)
+    own = data[:, sharing.part(8)]
+    eager = [(ranks, over_ranks, False) for ranks in (sharing, apart) for over_ranks in ("mean", "sum")]
+    for ranks, over_ranks, compile in [*eager, (sharing, "sum", True)]:
         parameters, metrics = learn(ranks, over_ranks, compile, own, 8)
         whole, expected = learn(ALONE, over_ranks, False, data, 8)
         torch.testing.assert_close(parameters, whole)

@@ -19,7 +19,6 @@ from rlsurreal.testing.envs import NestedEnv
 from rlsurreal.utils.namedarraytuple import leaves, tree_map
 
 torch.set_num_threads(1)
-pytestmark = [pytest.mark.compiles, pytest.mark.timeout(300)]
 CARTPOLE = GymnasiumEnv(factory="CartPole-v1", kwargs={"max_episode_steps": 9})
 PENDULUM = GymnasiumEnv(factory="Pendulum-v1", kwargs={"max_episode_steps": 7})
 CASES: dict[str, Any] = {
@@ -64,7 +63,17 @@ def play(sampler: Any, compile: Any, model: Any, num_slots: int = 2, strict: boo
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_compiled_actions_are_those_of_the_agent(name):
+def test_graphs_choose_the_actions_of_the_agent(name, interpreted):
+    programs_act_like_the_agent(name)
+
+
+@pytest.mark.compiles
+@pytest.mark.timeout(300)
+def test_compiled_actions_are_those_of_the_agent():
+    programs_act_like_the_agent("gaussian")
+
+
+def programs_act_like_the_agent(name: str) -> None:
     env, model = CASES[name]
     plain, compiled = (
         play(SerialSampler(env=env, batch=BatchSpec(16, 3), state_interval=4), compile, model)
@@ -74,12 +83,14 @@ def test_compiled_actions_are_those_of_the_agent(name):
         torch.testing.assert_close(leaves(ours), leaves(theirs), atol=1e-4, rtol=1e-4)
 
 
-def test_one_environment_is_enough():
+def test_one_environment_is_enough(interpreted):
     plain, compiled = (play(SerialSampler(env=PENDULUM, batch=BatchSpec(16, 1)), c, {}) for c in ("off", "on"))
     for ours, theirs in zip(compiled, plain, strict=True):
         torch.testing.assert_close(leaves(ours), leaves(theirs), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.compiles
+@pytest.mark.timeout(300)
 @pytest.mark.processes
 @pytest.mark.parametrize("inference", [None, InferenceServer(), InferenceServer(schedule="alternating")])
 def test_workers_and_servers_run_programs(inference):
@@ -94,7 +105,7 @@ def test_workers_and_servers_run_programs(inference):
         torch.testing.assert_close(leaves(ours.agent.agent_info), leaves(theirs.agent.agent_info), atol=1e-3, rtol=1e-3)
 
 
-def test_programs_are_used_and_hide_no_errors(monkeypatch):
+def test_programs_are_used_and_hide_no_errors(monkeypatch, interpreted):
     def never(*arguments: Any) -> Any:
         raise AssertionError("the agent itself was asked")
 
