@@ -75,7 +75,13 @@ FAST = [
     "sampler.batch.num_steps=16",
     "log_interval_steps=200",
 ]
-PPO = [*FAST, "algo.num_epochs=2", "algo.num_minibatches=2", "sampler.evaluation.num_envs=3", "eval_interval_steps=1500"]
+PPO = [
+    *FAST,
+    "algo.num_epochs=2",
+    "algo.num_minibatches=2",
+    "sampler.evaluation.num_envs=3",
+    "eval_interval_steps=1500",
+]
 DQN = [*FAST, "algo.batch_size=16", "algo.replay.capacity=4000", "algo.limiter.min_steps=100", "algo.limiter.ratio=2"]
 IN_RANKS = ["ranks=2"]
 
