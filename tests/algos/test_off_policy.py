@@ -145,7 +145,7 @@ CASES: dict[str, Any] = {
     ),
 }
 NOT_RECURRENT = sorted(CASES.keys() - {"r2d2", "recurrent-sac"})  # these are not compiled
-COMPILED = {"rainbow", "sac-normalized", "droq"}  # in every run of the tests; the others take minutes more
+COMPILED = {"rainbow", "sac-normalized"}  # in every run of the tests; the others take minutes more
 EVERY = pytest.mark.parametrize("name", CASES)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlsurreal.utils import program_builder
+from rlsurreal.utils import program_builder, programs
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple
 from rlsurreal.utils.programs import CompileError, Specialized, compile_program, should_compile
 
@@ -86,15 +86,18 @@ def test_tanh_is_exact_to_2e_7_and_stays_within_its_bounds():
     assert (out - torch.tanh(inputs.double())).abs().max() < 2e-7 and out.abs().max() <= 1
 
 
-@pytest.mark.compiles
-def test_constants_make_programs_of_their_own():
-    results = []
-    for factor in (2.0, 3.0):
-        own = torch.ones(2)
-        program = compile_program(lambda x, factor=factor: x.mul_(factor * torch.tensor([1.0, factor])), own)
-        program.run([own])
-        results.append(own.tolist())
-    assert results == [[2.0, 4.0], [3.0, 9.0]]
+def test_what_a_function_takes_for_constant_makes_programs_of_their_own():
+    def key(function: Any, num_threads: int = 1) -> str:
+        example = [torch.ones(2)]
+        return programs._key(programs._export(programs._trace(function, example), example), example, num_threads)
+
+    def times(factor: float, constant: list[float]) -> Any:
+        return lambda x: x.mul_(factor * torch.tensor(constant))
+
+    same = key(times(2.0, [1.0, 2.0]))
+    assert key(times(2.0, [1.0, 2.0])) == same
+    others = key(times(3.0, [1.0, 2.0])), key(times(2.0, [1.0, 3.0])), key(times(2.0, [1.0, 2.0]), num_threads=2)
+    assert len({same, *others}) == 4
 
 
 def test_sizes_make_programs_of_their_own(interpreted):
