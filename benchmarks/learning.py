@@ -1,12 +1,14 @@
 """How well agents learn, over seeds, and against Stable-Baselines3 with the same hyperparameters.
 
 A queue of runs, as many at once as there are cores, each on one thread.  Every run's result is kept in --results, so
-the queue can be stopped and goes on where it was; a finished queue only draws its tables and curves again.
+the queue can be stopped and goes on where it was, our runs from their checkpoints; a finished queue only draws its
+tables and curves again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -25,6 +27,7 @@ from benchmarks.peers import PEERS, choose, python_of
 from benchmarks.rows import Row, describe_machine
 
 Curve = list[tuple[int, float]]
+_LEAVE_S = 30.0  # for a run to save and end
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def list_jobs(tasks: Sequence[str], num_seeds: int | None, peers: Sequence[str])
 def work_through(jobs: Sequence[Job], args: argparse.Namespace) -> None:
     """Run the jobs, ``args.at_once`` at a time; a failed one is reported and does not stop the others.
 
-    However the queue ends, no run goes on without it.
+    However the queue ends, no run goes on without it; ours save where they are.
     """
     waiting, running = list(jobs), dict[Job, subprocess.Popen[str]]()
     failed: list[Job] = []
@@ -102,6 +105,10 @@ def work_through(jobs: Sequence[Job], args: argparse.Namespace) -> None:
                         result_path(args.results, job).write_text(output.splitlines()[-1] + "\n")
     finally:
         for process in running.values():
+            process.terminate()
+        for process in running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LEAVE_S)
             process.kill()
             process.wait()
     if failed:

@@ -6,11 +6,13 @@ As a script, `python -m benchmarks.learning_tasks TASK SEED` trains once and pri
 from __future__ import annotations
 
 import bisect
+import csv
+import hashlib
 import json
+import shutil
 import sys
-import time
 from collections.abc import Callable
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,29 +30,35 @@ from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import RecallEnv
 from rlsurreal.utils import config
+from rlsurreal.utils.files import cache_folder, list_checkpoints
 from rlsurreal.utils.schedules import Linear
 
 _NUM_POINTS = 100  # of a curve
 
 
 def train(name: str, seed: int) -> dict[str, Any]:
-    """Train once, in this process; the result as plain data."""
+    """Train once, in this process; the result as plain data.  What another process has begun goes on."""
     task = TASKS[name]
-    start = time.perf_counter()
-    with TemporaryDirectory() as root:
-        trainer = task.make(seed)
-        quiet = {
-            "root": root,
-            "console": "off",
-            "tensorboard": False,
-            "eval_interval_steps": None,
-            "checkpoints.keep": "none",
-            "num_threads": 1,  # several run side by side
-        }
-        trainer = config.override(trainer, quiet)
-        games = RecordedGames(trainer)
-        trainer.train()
+    trainer = task.make(seed)
+    quiet = {
+        "console": "off",
+        "tensorboard": False,
+        "eval_interval_steps": None,
+        "checkpoints": CheckpointPolicy(best=False),
+        "num_threads": 1,  # several run side by side
+    }
+    if hasattr(trainer.algo, "save_replay"):
+        quiet["algo.save_replay"] = True
+    trainer = config.override(trainer, quiet)
+    folder = cache_folder("learning") / f"{name}-{seed}-{_digest(trainer)}"
+    games = RecordedGames(trainer, folder)
+    trainer.train(folder=folder)
+    if trainer.interrupted_by:
+        raise SystemExit(f"{trainer.interrupted_by}: it goes on from {folder}")
     final = games.mean_of_last(task.num_games)
+    with open(folder / "progress.csv", newline="") as file:
+        *_, last = csv.DictReader(file)
+    shutil.rmtree(folder)
     return {
         "task": name,
         "seed": seed,
@@ -58,18 +66,29 @@ def train(name: str, seed: int) -> dict[str, Any]:
         "final": final - games.mean_of_first(100) if task.gain else final,
         "first_100": games.mean_of_first(100),
         "last_100": final,
-        "seconds": time.perf_counter() - start,
+        "seconds": float(last["time/seconds"]),
         "curve": games.curve(trainer.total_env_steps, task.num_games),
     }
 
 
-class RecordedGames:
-    """The scores of all training games, in the order in which they ended, and how many steps there were by then."""
+def _digest(trainer: Trainer) -> str:
+    """Of its settings: with others it is another run."""
+    settings = json.dumps(config.to_tree(trainer, strict=False), default=repr, sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
-    def __init__(self, trainer: Trainer) -> None:
+
+class RecordedGames:
+    """The scores of all training games, in the order in which they ended, and how many steps there were by then.
+
+    They are kept in the run's folder, too, for a process that goes on from its checkpoint.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path) -> None:
         self.scores: list[float] = []
         self.steps: list[int] = []
-        self._env_steps = 0
+        self._env_steps = max((step for step, _ in list_checkpoints(folder / "checkpoints")), default=0)
+        self._file = folder / "games.csv"
+        self._go_on()
         obtain, pop = trainer.sampler.obtain, trainer.sampler.pop_trajectories
 
         def obtain_and_count() -> Any:
@@ -79,12 +98,25 @@ class RecordedGames:
 
         def pop_and_record() -> Any:
             ended = pop()
-            self.scores += [game.score for game in ended]
-            self.steps += [self._env_steps] * len(ended)
+            self._record([(self._env_steps, game.score) for game in ended])
             return ended
 
         trainer.sampler.obtain = obtain_and_count  # type: ignore[method-assign]
         trainer.sampler.pop_trajectories = pop_and_record  # type: ignore[method-assign]
+
+    def _go_on(self) -> None:
+        """Leave out what was played after the checkpoint."""
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text("")
+        games = [(int(step), float(score)) for step, score in (line.split(",") for line in lines)]
+        self._record([(step, score) for step, score in games if step <= self._env_steps])
+
+    def _record(self, games: list[tuple[int, float]]) -> None:
+        self.steps += [step for step, _ in games]
+        self.scores += [score for _, score in games]
+        with open(self._file, "a") as file:
+            file.writelines(f"{step},{score!r}\n" for step, score in games)
 
     def curve(self, total_env_steps: int, num_games: int) -> list[tuple[int, float]]:
         """Steps and the mean score of the last ``num_games`` by then: what the result is the mean of, and a peer's."""

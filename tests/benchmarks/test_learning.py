@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -11,23 +12,52 @@ from typing import Any
 
 import pytest
 
-from benchmarks import learning
+from benchmarks import learning, learning_tasks
+from benchmarks.learning_task import LearningTask
 from benchmarks.learning_tasks import RecordedGames
-from rlsurreal.recipes import debug
+from rlsurreal.recipes import debug, dqn_cartpole
+from rlsurreal.runners import Trainer
+from rlsurreal.samplers import SerialSampler
 from rlsurreal.utils import config
 
 
 def test_a_curve_is_the_mean_of_the_last_games_by_then(tmp_path):
-    trainer = config.override(
-        debug(), {"root": str(tmp_path), "console": "off", "tensorboard": False, "total_env_steps": 2_000}
-    )
-    games = RecordedGames(trainer)
-    trainer.train()
+    trainer = config.override(debug(), {"console": "off", "tensorboard": False, "total_env_steps": 2_000})
+    games = RecordedGames(trainer, tmp_path)
+    trainer.train(folder=tmp_path)
     curve = games.curve(2_000, 3)
     assert len(games.scores) == len(games.steps) > 20 and curve[-1][0] == 2_000
     for step, mean in curve:
         by_then = [score for score, end in zip(games.scores, games.steps) if end <= step]
         assert mean == pytest.approx(sum(by_then[-3:]) / len(by_then[-3:]), abs=0.006)
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    """A game that ended after the checkpoint, and will be played again, does not count."""
+
+    def make(seed: int) -> Trainer:
+        return config.override(dqn_cartpole(seed=seed), {"total_env_steps": 3_000, "algo.limiter.min_steps": 500})
+
+    monkeypatch.setitem(learning_tasks.TASKS, "task", LearningTask(make, num_seeds=1, target=1.0))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = learning_tasks.train("task", 0)
+    assert whole["seconds"] > 0 and not list((tmp_path / "rlsurreal" / "learning").iterdir())
+    pop = SerialSampler.pop_trajectories
+
+    def pop_and_stop(self: SerialSampler) -> Any:
+        if self._train.actor.num_slots_begun == 20:
+            signal.raise_signal(signal.SIGTERM)
+        return pop(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SerialSampler, "pop_trajectories", pop_and_stop)
+        with pytest.raises(SystemExit, match=r"SIGTERM: it goes on from .*task-0-"):
+            learning_tasks.train("task", 0)
+    (folder,) = (tmp_path / "rlsurreal" / "learning").iterdir()
+    with open(folder / "games.csv", "a") as file:
+        file.write("2999,500.0\n")
+    again = learning_tasks.train("task", 0)
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
 
 
 def queue(results: Path) -> Namespace:
