@@ -27,6 +27,7 @@ from benchmarks.peers import PEERS, choose, python_of
 from benchmarks.rows import Row, describe_machine
 
 Curve = list[tuple[int, float]]
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 _LEAVE_S = 30.0  # for a run to save and end
 
 
@@ -64,8 +65,8 @@ def run(args: argparse.Namespace) -> list[Row]:
     jobs = list_jobs(tasks, args.seeds, choose(args.peers, args.install_peers))
     work_through([job for job in jobs if not result_path(args.results, job).exists()], args)
     rows = [row for task in tasks for row in summarize(task, load(args.results, task))]
-    for task in tasks:
-        draw(task, load(args.results, task), args.results / f"{task}.png")
+    for picture in dict.fromkeys(picture_of(task) for task in tasks):
+        draw(picture, curves_of(picture, args.results), args.results / f"{picture}.png")
     return rows
 
 
@@ -164,22 +165,37 @@ def summarize(task: str, results: dict[str, list[dict[str, Any]]]) -> list[Row]:
     return rows
 
 
-def draw(task: str, results: dict[str, list[dict[str, Any]]], out: Path) -> None:
+def picture_of(task: str) -> str:
+    """Which picture has its curves."""
+    return learning_tasks.TASKS[task].picture or task
+
+
+def curves_of(picture: str, results: Path) -> dict[str, list[Curve]]:
+    """What is in a picture, by label."""
+    found: dict[str, list[Curve]] = {}
+    for name, task in learning_tasks.TASKS.items():
+        if picture_of(name) == picture:
+            for who, runs in load(results, name).items():
+                found[task.label if who == "rlsurreal" else who] = [run["curve"] for run in runs]
+    return found
+
+
+def draw(title: str, curves_by_label: dict[str, list[Curve]], out: Path) -> None:
     """All seeds' curves, thin, and their mean, thick."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for color, (who, runs) in zip(("tab:blue", "tab:orange", "tab:green"), sorted(results.items())):
-        curves: list[Curve] = [run["curve"] for run in runs]
+    for color, (label, curves) in zip(_COLORS, curves_by_label.items()):
         for curve in curves:
             axes.plot(*zip(*curve), color=color, linewidth=0.7, alpha=0.5)
         stop = min(curve[-1][0] for curve in curves)
         grid = np.linspace(max(curve[0][0] for curve in curves), stop, 200)
         rows = [np.interp(grid, *np.array(curve).T) for curve in curves]
-        axes.plot(grid, np.mean(rows, axis=0), color=color, linewidth=2, label=f"{who} ({len(runs)} seeds)")
-    axes.set(title=task, xlabel="environment steps", ylabel="mean return of recent games")
+        seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
+        axes.plot(grid, np.mean(rows, axis=0), color=color, linewidth=2, label=f"{label} ({seeds})")
+    axes.set(title=title, xlabel="environment steps", ylabel="mean return of recent games")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     FigureCanvasAgg(figure).print_png(out)

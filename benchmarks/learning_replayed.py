@@ -148,7 +148,9 @@ OFF_POLICY = {
     "bitflip-none": LearningTask(replayed(recipes.her_bitflip, 100_000, **_NO_HINDSIGHT), num_seeds=3, target=-15.0),
     "fetchreach-her": LearningTask(replayed(recipes.her_fetch, 20_000), num_seeds=3, target=-5.0),
 } | {
-    f"minatar-{game}-{kind}": LearningTask(minatar(game, kind), num_seeds=3, target=target)
+    f"minatar-{game}-{kind}": LearningTask(
+        minatar(game, kind), num_seeds=3, target=target, picture=f"minatar-{game}", label=label
+    )
     for game, target in _MINATAR_DQN.items()
-    for kind in ("dqn", "c51", "iqn", "rainbow")
+    for kind, label in (("dqn", "DQN"), ("c51", "C51"), ("iqn", "IQN"), ("rainbow", "Rainbow"))
 }

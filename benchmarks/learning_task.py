@@ -24,6 +24,8 @@ class LearningTask:
     peer_settings: dict[str, Any] = field(default_factory=dict)
     gain: bool = False  # the result is the last 100 games' mean less that of the first 100
     num_games: int = 100  # that the result is the mean of
+    picture: str | None = None  # that its curves share with other tasks, under this label
+    label: str = "rlsurreal"
 
 
 def serially(trainer: Trainer) -> Trainer:

@@ -86,6 +86,20 @@ def test_a_queue_goes_on_where_it_was_and_a_failure_stops_no_other(tmp_path, mon
     assert {path.name for path in tmp_path.glob("*.png")} == {"recall-dqn.png", "cartpole.png"}
 
 
+def test_tasks_that_are_compared_share_a_picture(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name in (
+        "minatar-breakout-dqn-rlsurreal-0",
+        "minatar-breakout-c51-rlsurreal-0",
+        "sac-sb3-0",
+        "sac-rlsurreal-0",
+    ):
+        (tmp_path / "runs" / f"{name}.json").write_text(json.dumps({"curve": [[10, 0.0], [20, 0.5]]}))
+    assert learning.picture_of("minatar-breakout-c51") == "minatar-breakout"
+    assert list(learning.curves_of("minatar-breakout", tmp_path)) == ["DQN", "C51"]
+    assert list(learning.curves_of("sac", tmp_path)) == ["rlsurreal", "sb3"]
+
+
 @pytest.mark.processes
 def test_no_run_goes_on_without_its_queue(tmp_path, monkeypatch):
     children = []
