@@ -12,7 +12,7 @@ from rlsurreal.algos import DQN, R2D2
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.models import QNetwork
 from rlsurreal.replays import NStep, Prioritized, Replay, ReplayRatio, Windows
-from rlsurreal.runners import CheckpointPolicy, Trainer
+from rlsurreal.runners import Trainer
 from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import RecallEnv
@@ -110,7 +110,6 @@ def recall_replayed(kind: str) -> Callable[[int], Trainer]:
             ),
             total_env_steps=40_000,
             seed=seed,
-            checkpoints=CheckpointPolicy(keep="none"),
         )
 
     return make

@@ -113,6 +113,8 @@ class RecordedGames:
         self._record([(step, score) for step, score in games if step <= self._env_steps])
 
     def _record(self, games: list[tuple[int, float]]) -> None:
+        if not games:  # as in most iterations
+            return
         self.steps += [step for step, _ in games]
         self.scores += [score for _, score in games]
         with open(self._file, "a") as file:
@@ -201,7 +203,6 @@ def recall(recurrent: str | None) -> Callable[[int], Trainer]:
             ),
             total_env_steps=150_000,
             seed=seed,
-            checkpoints=CheckpointPolicy(keep="none"),
         )
 
     return make

@@ -22,6 +22,7 @@ from benchmarks.turns import Entry, Process, Progress, take_turns
 
 _START_S = 30.0  # planned, of a contestant
 _DDP = "eager, DistributedDataParallel"
+_ALONE = {"on": "1 rank, compiled", "off": "1 rank, eager"}
 _MODES: dict[str, Settings] = {
     "compiled, shared memory": {"compile": "on"},
     "eager, shared memory": {"compile": "off"},
@@ -71,17 +72,13 @@ def run_rounds(chosen: Sequence[str], count: int = 2, rounds: int = 5, seconds: 
 
 def _exchange(name: str, count: int, rounds: int, seconds: float, progress: Progress) -> list[Row]:
     settings = {**NETWORKS[name], "what": "update", "sampler": "serial"}
-    entries = {
-        _name(n, mode): entry_of({**settings, **options, "ranks": n})
-        for mode, options in _MODES.items()
-        for n in (1, count)
-        if n > 1 or mode != _DDP  # alone it is the same as eager
-    }
+    entries = {one: entry_of({**settings, "compile": compile, "ranks": 1}) for compile, one in _ALONE.items()}
+    for mode, own in _MODES.items():
+        entries[f"{count} ranks, {mode}"] = entry_of({**settings, **own, "ranks": count})
     rates = _in_turns(entries, rounds, seconds, "updates/s", progress)
     rows, costs = [], {}
-    for mode in _MODES:
-        alone = rates[_name(1, "eager, shared memory" if mode == _DDP else mode)]
-        together = rates[_name(count, mode)]
+    for mode, own in _MODES.items():
+        alone, together = rates[_ALONE[own["compile"]]], rates[f"{count} ranks, {mode}"]
         rows.append(compare_rounds(name, f"{count} ranks, {mode}", "updates/s", together, "1 rank", alone))
         costs[mode] = statistics.median(1e6 / b - 1e6 / a for a, b in zip(alone, together))
     title = f"exchange over {count} ranks"
@@ -90,10 +87,6 @@ def _exchange(name: str, count: int, rounds: int, seconds: float, progress: Prog
         for mode, cost in costs.items()
         if mode != _DDP
     ]
-
-
-def _name(num_ranks: int, mode: str) -> str:
-    return f"{num_ranks} ranks, {mode}" if num_ranks > 1 else f"1 rank, {mode.partition(',')[0]}"
 
 
 def _weak_scaling(count: int, rounds: int, seconds: float, progress: Progress) -> list[Row]:

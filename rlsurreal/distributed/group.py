@@ -88,7 +88,7 @@ class GroupRanks(Ranks):
     def average_gradients(self, module: nn.Module) -> nn.Module | None:
         """DistributedDataParallel (Li et al. 2020, arXiv 2006.15704): averages while the backward pass goes on.
 
-        None where ranks share memory: to add up the flat gradient there takes a fraction of the time.
+        None where ranks share memory, in which the flat gradient is added up in less time.
         """
         if self.shared is not None and next(module.parameters()).device.type == "cpu":
             return None

@@ -19,6 +19,8 @@ from rlsurreal.samplers import SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import NestedEnv
 from rlsurreal.utils.namedarraytuple import tree_map
+from tests.algos.test_off_policy import CASES as REPLAYED
+from tests.algos.test_off_policy import Run
 
 torch.set_num_threads(1)
 T, B = 12, 4
@@ -65,28 +67,9 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"encoder": "nature", "hidden_sizes": (16,)},
     },
 }
-COMPILED = {
-    "ppo-uneven-minibatches",
-    "ppo-dict",
-    "ppo-images",
-}  # in every run of the tests; the others take minutes more
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_graph_of_an_update_does_what_an_eager_update_does(name, interpreted):
-    compiled_equals_eager(name)
-
-
-@pytest.mark.compiles
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in COMPILED else pytest.mark.slow) for name in CASES]
-)
-def test_compiled_update_equals_eager_update(name):
-    compiled_equals_eager(name)
-
-
-def compiled_equals_eager(name: str) -> None:
+def on_policy_agrees(name: str) -> None:
     case = CASES[name]
     agents, metrics, samples = {}, {}, None
     for setting in ("off", "on"):
@@ -108,3 +91,38 @@ def compiled_equals_eager(name: str) -> None:
     torch.testing.assert_close(dict(agents["on"]), dict(agents["off"]), rtol=1e-3, atol=5e-5)
     for ours, theirs in zip(metrics["on"], metrics["off"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+def replayed_agrees(name: str) -> None:
+    eager, compiled = Run(name), Run(name, compile="on")
+    ours, theirs = compiled.advance(8), eager.advance(8)
+    steps = [value for key, value in vars(compiled.algo).items() if key.endswith("_step")]
+    assert steps and all(step._compiled is not None for step in steps)
+    found, expected = compiled.tensors(), eager.tensors()
+    for key in expected:
+        torch.testing.assert_close(
+            found[key], expected[key], rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+        )
+    for own, other in zip(ours, theirs, strict=True):
+        assert own == pytest.approx(other, rel=1e-2, abs=1e-3)
+
+
+CHECKS = dict.fromkeys(CASES, on_policy_agrees) | dict.fromkeys(
+    sorted(REPLAYED.keys() - {"r2d2", "recurrent-sac"}),  # these are not compiled
+    replayed_agrees,
+)
+OFTEN = {"ppo-uneven-minibatches", "ppo-images", "rainbow", "sac-normalized"}  # the others take minutes more
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_graph_of_an_update_does_what_an_eager_update_does(name, interpreted):
+    CHECKS[name](name)
+
+
+@pytest.mark.compiles
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in CHECKS]
+)
+def test_a_compiled_update_equals_an_eager_update(name):
+    CHECKS[name](name)

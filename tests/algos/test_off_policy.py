@@ -144,8 +144,6 @@ CASES: dict[str, Any] = {
         lambda: D4PG(critic=critic(num_critics=1, num_atoms=7), head=Categorical(-50, 0), **settings()),
     ),
 }
-NOT_RECURRENT = sorted(CASES.keys() - {"r2d2", "recurrent-sac"})  # these are not compiled
-COMPILED = {"rainbow", "sac-normalized"}  # in every run of the tests; the others take minutes more
 EVERY = pytest.mark.parametrize("name", CASES)
 
 
@@ -321,34 +319,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name):
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert torch.equal(ours[key], theirs[key]), key
-
-
-@pytest.mark.parametrize("name", NOT_RECURRENT)
-def test_graphs_of_updates_do_what_eager_updates_do(name, interpreted):
-    compiled_equals_eager(name)
-
-
-@pytest.mark.compiles
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in COMPILED else pytest.mark.slow) for name in NOT_RECURRENT]
-)
-def test_compiled_updates_equal_eager_ones(name):
-    compiled_equals_eager(name)
-
-
-def compiled_equals_eager(name: str) -> None:
-    eager, compiled = Run(name), Run(name, compile="on")
-    ours, theirs = compiled.advance(8), eager.advance(8)
-    steps = [value for key, value in vars(compiled.algo).items() if key.endswith("_step")]
-    assert steps and all(step._compiled is not None for step in steps)
-    found, expected = compiled.tensors(), eager.tensors()
-    for key in expected:
-        torch.testing.assert_close(
-            found[key], expected[key], rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
-        )
-    for own, other in zip(ours, theirs, strict=True):
-        assert own == pytest.approx(other, rel=1e-2, abs=1e-3)
 
 
 @pytest.mark.processes

@@ -1,5 +1,7 @@
-"""Every algorithm over two real processes, whose gradients are averaged in shared memory or by DistributedDataParallel:
-one with all rows."""
+"""Every algorithm over two real processes with half the rows each is as one with all.
+
+Gradients are averaged in shared memory, and by DistributedDataParallel.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,6 @@ torch.randn, torch.rand = (
     lambda *size, value=value, **_: torch.full(torch.zeros(*size).shape, value) for value in (0.3, 0.6)
 )
 with join(60) as sharing:
-    assert sharing.shared is not None
     distributed_data_parallel = dataclasses.replace(sharing, shared=None)
     for name in CASES:
         whole, _ = replayed(name, batches[name], ALONE)
