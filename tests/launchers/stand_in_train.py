@@ -40,13 +40,20 @@ def main() -> int:
             table.write(f"{step},{step + 100 * int(settings['seed'])},{1 / STEP_S}\n")
             table.flush()
             if step % SAVE_INTERVAL == 0:
-                saved.write_text(str(step))
+                save(saved, step)
             if step == begun_at + 3 and (does == "fail" or (does == "fail once" and is_first_try)):
                 note(notes, begun_at)
                 raise RuntimeError(f"the simulator has exploded in step {step}")
-    saved.write_text(str(step))
+    save(saved, step)
     note(notes, begun_at)
     return 128 + stopped_by[0] if stopped_by else 0
+
+
+def save(path: Path, step: int) -> None:
+    """Whole or not at all, as a checkpoint is: whoever tests kills at any time."""
+    part = path.with_suffix(".part")
+    part.write_text(str(step))
+    part.replace(path)
 
 
 def note(path: Path, begun_at: int) -> None:
