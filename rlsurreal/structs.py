@@ -54,6 +54,7 @@ class Noise(NamedArrayTuple):
 
     normal: Any = None  # float32 [..., num_normal], standard normal
     uniform: Any = None  # float32 [..., num_uniform], in [0, 1)
+    evaluation: Any = None  # the same for deterministic evaluation, which has none of the others
 
 
 class AgentSamples(NamedArrayTuple):
@@ -154,9 +155,10 @@ class NoiseSpec:
 
     normal: int = 0
     uniform: int = 0
+    evaluation: int = 0  # uniform ones, where the agent is evaluated and not all is the most likely action
 
     def __add__(self, other: NoiseSpec) -> NoiseSpec:
-        return NoiseSpec(self.normal + other.normal, self.uniform + other.uniform)
+        return NoiseSpec(self.normal + other.normal, self.uniform + other.uniform, self.evaluation + other.evaluation)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class QAgent(ModelAgent):
     head: ReturnHead = field(default_factory=Expected)
     epsilon: float | Schedule = 0.05  # 0 with noisy networks, which explore by themselves
     epsilon_spread: float = 0.0
+    eval_epsilon: float = 0.0  # in deterministic evaluation, where an agent may otherwise wait for ever
     num_taus: int = 32  # quantiles in each pass of an implicit quantile network
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class QAgent(ModelAgent):
         for progress in (0.0, 0.5, 1.0):
             if not 0 <= self._epsilon_at(progress) <= 1:
                 raise ValueError(f"QAgent.epsilon is {self.epsilon}; it must stay in [0, 1]")
+        if not 0 <= self.eval_epsilon <= 1:
+            raise ValueError(f"QAgent.eval_epsilon is {self.eval_epsilon}; it must lie in [0, 1]")
         if self.epsilon_spread < 0:
             raise ValueError(f"QAgent.epsilon_spread is {self.epsilon_spread}; it must be at least 0")
 
@@ -77,7 +80,11 @@ class QAgent(ModelAgent):
                 f"{type(self.head).__name__}; use head=Quantile()"
             )
         self.head.check(self.num_taus if self._has_taus else module.num_atoms)
-        self.noise_spec = NoiseSpec(normal=module.num_noise, uniform=2 + (self.num_taus if self._has_taus else 0))
+        self.noise_spec = NoiseSpec(
+            normal=module.num_noise,
+            uniform=2 + (self.num_taus if self._has_taus else 0),
+            evaluation=2 if self.eval_epsilon else 0,
+        )
         self._set_up(spaces, module, device)
         self.explore(0.0, 1, at_random=True)
 
@@ -103,19 +110,27 @@ class QAgent(ModelAgent):
     def act(self, inputs: AgentInputs, state: QState, noise: Noise | None) -> tuple[AgentStep, QState]:
         """Epsilon-greedy actions for ``[B]`` inputs with ``noise``; without it, greedy ones."""
         module: Any = self.module
-        taus = self._taus(inputs, noise) if self._has_taus else None
-        normal = None if noise is None else noise.normal
+        of_network = None if noise is None or noise.evaluation is not None else noise
+        taus = self._taus(inputs, of_network) if self._has_taus else None
+        normal = None if of_network is None else of_network.normal
         values, network = module(inputs, state.network, noise=normal, taus=taus)
         expected = self.head.expected(values)
         action = greedy(expected)
         if noise is not None:
-            log_last, spread, to_go = module.exploration.unbind()
-            own = torch.exp(log_last * (1 + spread * state.env))
-            explores = noise.uniform[..., 0] < own + to_go * (1 - own)
-            anything = any_index(noise.uniform[..., 1], self.num_actions)
-            action = torch.where(explores, anything, action)
+            chance = noise.evaluation if of_network is None else noise.uniform
+            epsilon = self.eval_epsilon if of_network is None else self._own_epsilon(state)
+            anything = any_index(chance[..., 1], self.num_actions)
+            action = torch.where(chance[..., 0] < epsilon, anything, action)
         info = QInfo(select(expected, action), expected.amax(-1))
         return AgentStep(action, info), QState(network, state.env)
+
+    def _own_epsilon(self, state: QState) -> Tensor:
+        """Each environment's epsilon ``[B]``."""
+        module: Any = self.module
+        log_last, spread, to_go = module.exploration.unbind()
+        last = torch.exp(log_last * (1 + spread * state.env))
+        epsilon: Tensor = last + to_go * (1 - last)
+        return epsilon
 
     def _taus(self, inputs: AgentInputs, noise: Noise | None) -> Tensor:
         """``[B, num_taus]``: at random; without noise the middles of equal parts."""

@@ -23,7 +23,7 @@ def dqn_atari(game: str = "Pong", seed: int = 0) -> Trainer:
         name=f"dqn_{game}",
         seed=seed,
         total_env_steps=10_000_000,
-        agent=QAgent(epsilon=Linear(1.0, 0.01, until=0.1)),
+        agent=QAgent(epsilon=Linear(1.0, 0.01, until=0.1), eval_epsilon=0.001),
         algo=DQN(
             learning_rate=1e-4,
             replay=Replay(capacity=1_000_000, storage=FrameStorage()),
@@ -47,7 +47,9 @@ def rainbow_atari(game: str = "Pong", seed: int = 0) -> Trainer:
     return replace(
         trainer,
         name=f"rainbow_{game}",
-        agent=QAgent(model=ModelSpec(cls=QNetwork, kwargs=kwargs), head=Categorical(-10.0, 10.0), epsilon=0.0),
+        agent=QAgent(
+            model=ModelSpec(cls=QNetwork, kwargs=kwargs), head=Categorical(-10.0, 10.0), epsilon=0.0, eval_epsilon=0.001
+        ),
         algo=DQN(learning_rate=6.25e-5, replay=replay, limiter=ReplayRatio(ratio=8, min_steps=20_000)),
     )
 
@@ -67,6 +69,7 @@ def r2d2_atari(game: str = "Pong", seed: int = 0) -> Trainer:
             head=Expected(delta_clip=None),
             epsilon=0.4,
             epsilon_spread=7.0,
+            eval_epsilon=0.001,
         ),
         algo=R2D2(replay=replay, limiter=ReplayRatio(ratio=1.0, min_steps=50_000)),
         sampler=_atari_sampler(game, BatchSpec(num_steps=40, num_envs=32), clip_reward=False, episodic_life=False),

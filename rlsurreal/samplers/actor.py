@@ -17,7 +17,7 @@ from torch import Tensor
 from rlsurreal.distributed.page_lock import page_lock
 from rlsurreal.samplers.captured import CapturedAct
 from rlsurreal.samplers.slots import AgentExample, FlatRows
-from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, Samples, inputs_of
+from rlsurreal.structs import Agent, AgentInputs, AgentStep, CompilesAct, Noise, NoiseSpec, Samples, inputs_of
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.programs import Compile, CompileError, Program, should_compile
 from rlsurreal.utils.seeding import BLOCK_ROWS, NoiseStreams
@@ -57,7 +57,7 @@ class Actor:
         """
         self.agent = agent
         self._on_gpu = agent.device.type == "cuda"
-        self._programs = {} if self._on_gpu else dict(programs or {})
+        self._programs = {} if self._on_gpu or deterministic else dict(programs or {})
         self._capture = capture and self._on_gpu
         self._captured: dict[int, CapturedAct] = {}
         page_lock(slots, agent.device)
@@ -68,10 +68,12 @@ class Actor:
         self._state_interval = state_interval
         num_envs = columns.stop - columns.start
         self._everyone = slice(0, num_envs)
-        self._noise: NoiseStreams | None = None
-        if not deterministic:
-            envs = range(first_env + columns.start, first_env + columns.stop)
-            self._noise = NoiseStreams(seed, envs, agent.noise_spec, purpose=purpose)
+        self._deterministic, spec = deterministic, agent.noise_spec
+        if deterministic:
+            spec = NoiseSpec(uniform=spec.evaluation)
+        envs = range(first_env + columns.start, first_env + columns.stop)
+        has_noise = not deterministic or spec.uniform > 0
+        self._noise = NoiseStreams(seed, envs, spec, purpose=purpose) if has_noise else None
         self.state = agent.initial_state(num_envs, first_env + columns.start)
         self._null_state = tree_map(torch.clone, self.state)
         self.num_slots_begun = 0
@@ -124,7 +126,7 @@ class Actor:
 
     def _make_row(self, t: int, part: slice) -> _Row:
         row = _Row(self._slots[self._slot][:, part], t)
-        row.program = None if self._noise is None else self._programs.get(part.stop - part.start)
+        row.program = self._programs.get(part.stop - part.start)
         if row.program is not None:
             state = tree_map(lambda s: s[part], self.state)
             noise = self._noise_of(t, part)
@@ -146,7 +148,7 @@ class Actor:
         ``first``: bool ``[k]``: the state is null before this row.
         """
         inputs = to_torch(inputs)
-        noise = None if self._noise is None else to_torch(Noise(*self._noise.at(rows, columns)))
+        noise = None if self._noise is None else self._named(*self._noise.at(rows, columns))
         state = self.state
         if state is not None:
             state = self._states_at(rows, columns, torch.from_numpy(first).to(self.agent.device))
@@ -225,10 +227,14 @@ class Actor:
         assert self._noise is not None
         block, offset = divmod(self.first_row + t, BLOCK_ROWS)
         if block != self._noise_block:
-            drawn: Noise = to_device(to_torch(Noise(*self._noise.block(block))), self.agent.device)
+            drawn: Noise = to_device(self._named(*self._noise.block(block)), self.agent.device)
             self._noise_block, self._noise_rows = block, [drawn[i] for i in range(BLOCK_ROWS)]
         noise = self._noise_rows[offset]
         return noise if part == self._everyone else noise[part]
+
+    def _named(self, normal: np.ndarray | None, uniform: np.ndarray | None) -> Noise:
+        noise: Noise = to_torch(Noise(evaluation=uniform) if self._deterministic else Noise(normal, uniform))
+        return noise
 
     def _apply_resets(self, first: torch.Tensor, part: slice) -> None:
         if bool(first.any()):

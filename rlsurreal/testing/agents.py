@@ -44,7 +44,7 @@ class TapeAgent:
     def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
         """Remember the spaces; ``seed`` is added to every score."""
         self.spaces, self.device = spaces, torch.device(device)
-        self.noise_spec = NoiseSpec(uniform=2)
+        self.noise_spec = NoiseSpec(uniform=2, evaluation=1)
         self.uses_previous = self.memory
         self.version = 0
         self.parameters = {"seed": torch.tensor(seed % _MODULUS)}
@@ -64,7 +64,8 @@ class TapeAgent:
         for i, leaf in enumerate(leaves(inputs)):
             score = (score * 31 + (7 + i) * _whole(leaf)) % _MODULUS
         if noise is not None:
-            score = (score * 31 + _whole(noise.uniform * 1024)) % _MODULUS
+            numbers = noise.uniform if noise.evaluation is None else noise.evaluation
+            score = (score * 31 + _whole(numbers * 1024)) % _MODULUS
         steps = torch.zeros_like(score)
         if state is not None:
             score = (score * 31 + state.score + 1000 * state.steps) % _MODULUS

@@ -107,6 +107,17 @@ def test_without_noise_it_is_greedy_and_records_values():
     assert step.agent_info.value.tolist() == step.agent_info.best.tolist() == [5.0] * 5
 
 
+def test_evaluations_have_an_epsilon_of_their_own():
+    agent, other = make(epsilon=0.0, eval_epsilon=0.4), make(epsilon=0.9, epsilon_spread=7.0)
+    assert (agent.noise_spec.evaluation, other.noise_spec.evaluation) == (2, 0), "greedy if nothing is said"
+    agent.explore(0.0, 2, at_random=True)  # which is how training goes
+    generator = torch.Generator().manual_seed(0)
+    noise = Noise(evaluation=torch.rand(4000, 2, generator=generator))
+    action = agent.act(AgentInputs(torch.zeros(4000, 3)), agent.initial_state(4000), noise)[0].action
+    expected = torch.tensor([0.1, 0.1, 0.7, 0.1])
+    torch.testing.assert_close(action.bincount(minlength=4) / 4000, expected, atol=0.03, rtol=0)
+
+
 def test_exploration_is_published_with_the_parameters():
     agent = make(epsilon=0.1)
     agent.explore(0.0, 1, at_random=False)
@@ -135,6 +146,9 @@ def test_every_kind_of_network_acts(kwargs, head):
     noise = Noise(torch.randn(6, spec.normal) if spec.normal else None, torch.rand(6, spec.uniform))
     previous = (torch.zeros(6, dtype=torch.int64), torch.zeros(6)) if agent.uses_previous else (None, None)
     inputs = AgentInputs(torch.randn(6, 3), *previous)
+    greedy, _ = agent.act(inputs, agent.initial_state(6), None)
+    unmoved, _ = agent.act(inputs, agent.initial_state(6), Noise(evaluation=torch.full((6, 2), 0.99)))
+    assert torch.equal(unmoved.agent_info.best, greedy.agent_info.best), "evaluated by the means of its networks"
     for each in (noise, None):
         step, state = agent.act(inputs, agent.initial_state(6), each)
         assert step.action.shape == (6,) and step.action.dtype == torch.int64
@@ -161,6 +175,8 @@ def test_heads_that_cannot_read_the_network_are_refused(settings, message):
 def test_bad_settings_and_spaces_are_refused():
     with pytest.raises(ValueError, match="epsilon is 2"):
         QAgent(epsilon=2.0)
+    with pytest.raises(ValueError, match="eval_epsilon is -0.1"):
+        QAgent(eval_epsilon=-0.1)
     with pytest.raises(ValueError, match="epsilon_spread is -1"):
         QAgent(epsilon_spread=-1)
     with pytest.raises(ValueError, match="Discrete"):

@@ -28,10 +28,10 @@ here_and_served = pytest.mark.parametrize(
 
 @dataclass(kw_only=True, eq=False)
 class Listening(TapeAgent):
-    """Notes the inputs and the memory of every call in this process."""
+    """Notes the inputs, the memory and the random numbers of every call in this process."""
 
     def act(self, inputs: Any, state: Any, noise: Any) -> Any:
-        self.heard = [*getattr(self, "heard", []), copy.deepcopy((inputs, state))]
+        self.heard = [*getattr(self, "heard", []), copy.deepcopy((inputs, state, noise))]
         return super().act(inputs, state, noise)
 
 
@@ -67,7 +67,7 @@ def test_every_evaluation_begins_with_null_inputs_and_memory(parallel):
             agent.heard = []
             sampler.evaluate()
             heard = [call for call in agent.heard if len(call[0].prev_reward) == 3]
-            (inputs, state), (later, later_state) = heard[0], heard[1]
+            (inputs, state, _), (later, later_state, _) = heard[0], heard[1]
             assert inputs.observation[:, 2].tolist() == [0, 0, 0]
             assert inputs.prev_reward.tolist() == [0, 0, 0] and inputs.prev_action.tolist() == [0, 0, 0]
             assert state.steps.tolist() == [0, 0, 0] and state.score.tolist() == [1, 2, 3], "each environment's own"
@@ -75,6 +75,24 @@ def test_every_evaluation_begins_with_null_inputs_and_memory(parallel):
             assert heard[-1][0].prev_reward.any(), "what the next evaluation must not begin with"
     finally:
         sampler.close()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@here_and_served
+def test_random_numbers_are_those_of_evaluation(parallel, deterministic):
+    agent = Listening()
+    spec = EvalSpec(num_envs=3, episodes_per_env=1, num_steps=7, deterministic=deterministic)
+    sampler = make(GymnasiumEnv(factory=CountingEnv), spec, parallel, agent)
+    try:
+        agent.heard = []
+        sampler.evaluate()
+    finally:
+        sampler.close()
+    given = [noise for inputs, _, noise in agent.heard if len(inputs.prev_reward) == 3]
+    kinds = ("evaluation", "uniform") if deterministic else ("uniform", "evaluation")
+    assert all(getattr(noise, kinds[1]) is None for noise in given)
+    numbers = np.concatenate([getattr(noise, kinds[0]).numpy() for noise in given])
+    assert len(np.unique(numbers)) == numbers.size >= 30, "each environment's and each step's own"
 
 
 def _slots(parallel: dict[str, Any] | None, evaluations_after: tuple[int, ...]) -> list[Samples]:
