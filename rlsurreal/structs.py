@@ -273,7 +273,10 @@ class CompilesAct(Protocol):
 
 
 class Algorithm(Protocol):
-    """Learns from samples."""
+    """Learns from samples.
+
+    It may have ``console_columns``: those of its metrics that a terminal shows, titles and names.
+    """
 
     discount: float
 

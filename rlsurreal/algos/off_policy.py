@@ -11,7 +11,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class OffPolicy:
     save_replay: bool = False  # with checkpoints, so that a resumed run is exact; large
     target_interval: int = 1  # updates from one step of the target networks to the next
     target_tau: float = 0.005  # how far they go in each; 1: all the way
+
+    console_columns: ClassVar[Mapping[str, str]] = {"updates": "update/updates", "value": "value/mean"}
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:

@@ -26,9 +26,7 @@ CONSOLE_COLUMNS = {
     "length": "length/mean",
     "games": "trajectories",
     "steps/s": "rate/env_steps_per_s",
-    "kl": "policy/kl",
-    "explained": "value/explained_variance",
-}  # titles and names of what a terminal shows
+}  # titles and names of what a terminal shows, and after them the algorithm's own
 TRAJECTORY_WINDOW = 100  # training returns are those of the last so many games
 
 

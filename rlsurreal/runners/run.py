@@ -152,7 +152,7 @@ class Run:
             resume_step=saved["counter"]["env_steps"] if saved is not None else -1 if is_begun else None,
             tensorboard=self._trainer.tensorboard,
             console=self._trainer.console,
-            columns=CONSOLE_COLUMNS,
+            columns={**CONSOLE_COLUMNS, **getattr(self._algo, "console_columns", {})},
         )
 
     def _initialize(self) -> None:

@@ -199,6 +199,7 @@ def test_parameters_move_metrics_are_finite_and_the_ratio_is_held(name, mid_batc
     moved = {key for key in before if before[key].is_floating_point() and not torch.equal(before[key], after[key])}
     assert {name for name, _ in run.agent.module.named_parameters()} <= moved
     assert all(math.isfinite(value) for value in metrics[-1].values())
+    assert set(run.algo.console_columns.values()) <= set().union(*metrics)
     limiter, rows = run.algo.limiter, run.algo.replay.extractor.num_learned
     wanted = (run.num_steps - limiter.min_steps) * limiter.ratio / (run.algo.batch_size * rows)
     assert run.algo._num_updates == int(wanted) > 5

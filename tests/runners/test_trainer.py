@@ -336,6 +336,14 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path, monkeypatch):
     assert int(rows(folder)[-1]["step"]) >= 1600
 
 
+def test_a_terminal_shows_what_the_algorithm_says_of_itself(tmp_path, capsys):
+    folder = trainer(tmp_path, console="line").train()
+    lines = capsys.readouterr().out.splitlines()
+    titles = next(line for line in lines if line.split()[:2] == ["step", "return"]).split()
+    assert titles[-2:] == ["kl", "explained"] == list(PPO.console_columns)
+    assert all(rows(folder)[-1][name] for name in PPO.console_columns.values())
+
+
 def test_the_best_checkpoint_is_what_acts_and_no_more(tmp_path):
     folder = trainer(tmp_path, eval_interval_steps=400).train()
     assert load_checkpoint(folder / "checkpoints" / "best.pt").keys() == {"best", "agent", "saved_at"}

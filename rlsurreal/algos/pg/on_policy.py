@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class OnPolicy:
     max_grad_norm: float = 0.5
     normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
     scale_rewards: bool = False  # divide rewards by the running standard deviation of the discounted return
+
+    console_columns: ClassVar[Mapping[str, str]] = {"explained": "value/explained_variance"}
 
     def __post_init__(self) -> None:
         for name in ("discount", "gae_lambda"):

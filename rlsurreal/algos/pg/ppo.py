@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class PPO(OnPolicy):
     kl_stop: float | None = None  # stop an update after an epoch whose mean KL is above this
     value_clip_range: float | None = None
     recompute_advantages: bool = False  # anew in each epoch, with the present value function
+
+    console_columns: ClassVar[Mapping[str, str]] = {"kl": "policy/kl", **OnPolicy.console_columns}
 
     def __post_init__(self) -> None:
         super().__post_init__()
