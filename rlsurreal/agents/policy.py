@@ -60,10 +60,11 @@ class PolicyAgent(ModelAgent):
         module: Any = self.module
         return module.initial_state(num_envs)
 
-    def explore(self, progress: float, num_envs: int, at_random: bool) -> None:
+    def explore(self, progress: float, num_envs: int, at_random: bool) -> dict[str, float]:
         """The policy explores by itself; ``at_random``: nothing is being learned yet, any action will do."""
         module: Any = self.module
         module.exploration.fill_(float(at_random))
+        return {}
 
     def act(self, inputs: AgentInputs, state: Tree, noise: Noise | None) -> tuple[AgentStep, Tree]:
         """Draw actions for ``[B]`` inputs with ``noise``; without it, take the median or most likely ones."""
@@ -130,10 +131,11 @@ class DeterministicAgent(ModelAgent):
         self.noise_spec = NoiseSpec(normal=self._dim, uniform=self._dim)
         self._set_up(spaces, module, device)
 
-    def explore(self, progress: float, num_envs: int, at_random: bool) -> None:
+    def explore(self, progress: float, num_envs: int, at_random: bool) -> dict[str, float]:
         """Lay the noise out over ``num_envs`` environments of all ranks; ``at_random``: see `PolicyAgent.explore`."""
         module: Any = self.module
         module.exploration.copy_(torch.tensor([float(at_random), self.noise_spread / max(1, num_envs - 1)]))
+        return {}
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> NoiseState:
         """The null state on the agent's device, ``[B]``."""

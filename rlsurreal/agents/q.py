@@ -88,10 +88,10 @@ class QAgent(ModelAgent):
         self._set_up(spaces, module, device)
         self.explore(0.0, 1, at_random=True)
 
-    def explore(self, progress: float, num_envs: int, at_random: bool) -> None:
+    def explore(self, progress: float, num_envs: int, at_random: bool) -> dict[str, float]:
         """Set epsilon as it is when ``progress`` of the run is done, for ``num_envs`` environments over all ranks.
 
-        ``at_random``: nothing is being learned yet; epsilon is 1.
+        ``at_random``: nothing is being learned yet; epsilon is 1.  Returns the first environment's, as a metric.
         """
         now, last = (1.0 if at_random else self._epsilon_at(progress)), self._epsilon_at(1.0)
         if last == 1:  # it rises, and there is no way from 1 to 1
@@ -100,6 +100,7 @@ class QAgent(ModelAgent):
         to_go = (now - last) / (1 - last) if last < 1 else 0.0
         module: Any = self.module
         module.exploration.copy_(torch.tensor([log_last, self.epsilon_spread / max(1, num_envs - 1), to_go]))
+        return {"policy/epsilon": now}
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> QState:
         """The null state on the agent's device, ``[B]``."""

@@ -142,14 +142,14 @@ class OffPolicy:
         self.limiter.appended(int(self._ranks.sum(samples.env.valid[: self._batch.num_steps].sum())))
         # A resumed run fills its replay with what the agent does by now.
         at_random = self._num_updates == 0 and not self.limiter.has_begun
-        self._agent.explore(progress, self._num_envs, at_random=at_random)
+        explored = self._agent.explore(progress, self._num_envs, at_random=at_random)
         num_rows = self.batch_size * self.replay.extractor.num_learned * self._ranks.count
         num_updates = self.limiter.take(num_rows, most=self.replay.num_batches(self.batch_size))
         for _ in range(num_updates):
             batch, ticket = self.replay.sample(self.batch_size, progress)
             batch = self._with_common_weights(batch, ticket)
             self._set_priorities(ticket, self._learn(batch, progress))
-        metrics: dict[str, Any] = {"replay/ratio": self.limiter.achieved, "update/updates": self._num_updates}
+        metrics = {"replay/ratio": self.limiter.achieved, "update/updates": self._num_updates, **explored}
         self._num_unread += num_updates
         # Reading takes as long as a small update: that is done often only at first.
         if self._num_unread >= (1 if self._num_updates <= _UPDATES_PER_READING else _UPDATES_PER_READING):

@@ -77,9 +77,10 @@ def test_each_environments_epsilon_falls_from_one_to_its_own(progress):
     """As rlpyt has it: ends spaced evenly in logarithm, each gone to along a line, over the first half of the run."""
     ends = np.geomspace(0.3, 0.01, 6)
     agent = make(epsilon=Linear(1.0, 0.3, until=0.5), epsilon_spread=math.log(0.01) / math.log(0.3) - 1)
-    agent.explore(progress, 6, at_random=False)
+    metrics = agent.explore(progress, 6, at_random=False)
     done = min(1.0, progress / 0.5)
     expected = torch.tensor(0.75 * (1 + done * (ends - 1)), dtype=torch.float32)
+    assert metrics["policy/epsilon"] == pytest.approx(1 + done * (ends[0] - 1))
     torch.testing.assert_close(frequencies(agent, 6, num_rows=2000)[:, [0, 1, 3]].sum(1), expected, atol=0.04, rtol=0)
 
 
