@@ -73,7 +73,7 @@ def minatar(game: str, kind: str) -> Callable[[int], Trainer]:
         head, kwargs["num_atoms"] = Categorical(-10.0, 10.0), 51
     elif kind == "iqn":
         head, kwargs["num_cosines"] = Quantile(), 64
-        changes["agent.num_taus"] = 8
+        changes["algo.num_taus"] = 8
     elif kind == "rainbow":
         head, kwargs = Categorical(-10.0, 10.0), {**kwargs, "num_atoms": 51, "dueling": True, "noisy": True}
         selector = Prioritized(alpha=0.5, beta=Linear(0.4, 1.0))

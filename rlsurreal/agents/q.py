@@ -48,7 +48,7 @@ class QAgent(ModelAgent):
     epsilon: float | Schedule = 0.05  # 0 with noisy networks, which explore by themselves
     epsilon_spread: float = 0.0
     eval_epsilon: float = 0.0  # in deterministic evaluation, where an agent may otherwise wait for ever
-    num_taus: int = 32  # quantiles in each pass of an implicit quantile network
+    num_taus: int = 32  # quantiles that an implicit quantile network acts by; K of its paper
 
     def __post_init__(self) -> None:
         self._epsilon_at = as_schedule(self.epsilon)
@@ -57,6 +57,8 @@ class QAgent(ModelAgent):
                 raise ValueError(f"QAgent.epsilon is {self.epsilon}; it must stay in [0, 1]")
         if not 0 <= self.eval_epsilon <= 1:
             raise ValueError(f"QAgent.eval_epsilon is {self.eval_epsilon}; it must lie in [0, 1]")
+        if self.num_taus < 1:
+            raise ValueError(f"QAgent.num_taus is {self.num_taus}; it must be at least 1")
         if self.epsilon_spread < 0:
             raise ValueError(f"QAgent.epsilon_spread is {self.epsilon_spread}; it must be at least 0")
 
@@ -73,16 +75,17 @@ class QAgent(ModelAgent):
         # the way from 1 to there is still to go.  Published with the parameters.
         module.register_buffer("exploration", torch.zeros(3))
         self.uses_previous: bool = module.recurrent
-        self._has_taus = module.num_cosines is not None
-        if self._has_taus and not isinstance(self.head, Quantile):
+        has_taus = module.num_cosines is not None
+        self.num_drawn_taus = self.num_taus if has_taus else 0
+        if has_taus and not isinstance(self.head, Quantile):
             raise ValueError(
                 f"the model has num_cosines={module.num_cosines}, so it gives quantiles, and the head is "
                 f"{type(self.head).__name__}; use head=Quantile()"
             )
-        self.head.check(self.num_taus if self._has_taus else module.num_atoms)
+        self.head.check(self.num_taus if has_taus else module.num_atoms)
         self.noise_spec = NoiseSpec(
             normal=module.num_noise,
-            uniform=2 + (self.num_taus if self._has_taus else 0),
+            uniform=2 + self.num_drawn_taus,
             evaluation=2 if self.eval_epsilon else 0,
         )
         self._set_up(spaces, module, device)
@@ -112,7 +115,7 @@ class QAgent(ModelAgent):
         """Epsilon-greedy actions for ``[B]`` inputs with ``noise``; without it, greedy ones."""
         module: Any = self.module
         of_network = None if noise is None or noise.evaluation is not None else noise
-        taus = self._taus(inputs, of_network) if self._has_taus else None
+        taus = self._taus(inputs, of_network) if self.num_drawn_taus else None
         normal = None if of_network is None else of_network.normal
         values, network = module(inputs, state.network, noise=normal, taus=taus)
         expected = self.head.expected(values)

@@ -178,6 +178,8 @@ def test_bad_settings_and_spaces_are_refused():
         QAgent(epsilon=2.0)
     with pytest.raises(ValueError, match="eval_epsilon is -0.1"):
         QAgent(eval_epsilon=-0.1)
+    with pytest.raises(ValueError, match="num_taus is 0"):
+        QAgent(num_taus=0)
     with pytest.raises(ValueError, match="epsilon_spread is -1"):
         QAgent(epsilon_spread=-1)
     with pytest.raises(ValueError, match="Discrete"):

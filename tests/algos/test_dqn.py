@@ -169,12 +169,14 @@ def slow_expected(name: str, outputs: np.ndarray) -> np.ndarray:
 def test_loss_and_priorities_by_loops(name, double):
     """Each pass (the network, its target, the choice of actions) with its own noise and its own quantiles."""
     head, kwargs = HEADS[name]
+    num_taus = 5 if double else None
     agent = QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (4,), **kwargs}), head=head, num_taus=3)
     agent.initialize(SPACES, seed=0)
-    algo = DQN(batch_size=3, double=double)
+    algo = DQN(batch_size=3, double=double, num_taus=num_taus)
     algo.initialize(agent, BatchSpec(4, 1), seed=0)
     spread(agent.module, 7), spread(algo._target.module, 5)
     data, noise = batch(), algo._noise()
+    assert noise.uniform is None or noise.uniform.shape == (3, 3, num_taus or 3)
 
     def outputs(module: nn.Module, observation: torch.Tensor, which: int, i: int) -> np.ndarray:
         normal, taus = (None if x is None else x[which, i : i + 1] for x in (noise.normal, noise.uniform))
@@ -186,7 +188,9 @@ def test_loss_and_priorities_by_loops(name, double):
     for i in range(3):
         mine = outputs(agent.module, data.observation, 0, i)[data.action[i]]
         after = outputs(algo._target.module, data.next_observation, 1, i)
-        chooser = outputs(agent.module, data.next_observation, 2, i) if double else after
+        chooser = outputs(agent.module if double else algo._target.module, data.next_observation, 2, i)
+        if not double and noise.uniform is None:  # one draw of the weights serves both
+            chooser = after
         choices.append(slow_expected(name, chooser).argmax())
         taus = np.array([0.125, 0.375, 0.625, 0.875]) if noise.uniform is None else noise.uniform[0, i].numpy()
         found = slow_loss(name, mine, after[choices[-1]], float(data.reward[i]), float(data.discount[i]), taus)

@@ -7,7 +7,8 @@ dueling, noisy   Wang et al. 2016; Fortunato et al. 2018    QNetwork(dueling=Tru
 n-step           Sutton 1988                                Replay(extractor=NStep(num_steps=3))
 C51              Bellemare et al. 2017, arXiv 1707.06887    QAgent(head=Categorical()), num_atoms=51
 QR-DQN           Dabney et al. 2018, arXiv 1710.10044       QAgent(head=Quantile()), num_atoms=200
-Rainbow          Hessel et al. 2018, arXiv 1710.02298       all but the last
+IQN              Dabney et al. 2018, arXiv 1806.06923       QAgent(head=Quantile()), num_cosines=64
+Rainbow          Hessel et al. 2018, arXiv 1710.02298       all but the last two
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class DQN(OffPolicy):
     double: bool = True
     target_interval: int = 2_000
     target_tau: float = 1.0
+    num_taus: int | None = None  # quantiles in each pass of an implicit quantile network; None: as many as in acting
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_taus is not None and self.num_taus < 1:
+            raise ValueError(f"{type(self).__name__}.num_taus is {self.num_taus}; it must be at least 1, or None")
         self._learning_rate_at = as_schedule(self.learning_rate)
 
     def _build(self, compiled: bool) -> Parts:
@@ -76,7 +80,7 @@ class DQN(OffPolicy):
         """Random numbers ``[3, N, n]`` for three passes: of the network, its target, and the choice of actions."""
         spec, size = self._agent.noise_spec, (3, self.batch_size)
         options: Any = {"generator": self._generator, "device": self._agent.device}
-        num_taus = spec.uniform - 2
+        num_taus = self._agent.num_drawn_taus and (self.num_taus or self._agent.num_drawn_taus)
         return Noise(
             normal=torch.randn(*size, spec.normal, **options) if spec.normal else None,
             uniform=torch.rand(*size, num_taus, **options) if num_taus else None,
@@ -89,8 +93,10 @@ class DQN(OffPolicy):
         online, target = self._agent.module, self._target.module
         values = select(_outputs(online, AgentInputs(batch.observation), noise[0]), batch.action)
         with torch.no_grad():
-            next_values = _outputs(target, successor, noise[1])
-            chooser = _outputs(online, successor, noise[2]) if self.double else next_values
+            chooser = next_values = _outputs(target, successor, noise[1])
+            # Quantiles must not be evaluated on the draw that chose them: the best of a draw is too good.
+            if self.double or noise.uniform is not None:
+                chooser = _outputs(online if self.double else target, successor, noise[2])
             next_values = select(next_values, greedy(head.expected(chooser)))
         loss, error = head.loss(
             values, next_values, batch.reward, batch.discount, taus=None if noise.uniform is None else noise.uniform[0]
