@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlsurreal.replays.extractors import Extractor, Items, NStep, Past
+from rlsurreal.replays.extractors import Extractor, Items, NStep, Past, Windows
 from rlsurreal.replays.ring import Ring, Rows, flat_rows, gather, write
 from rlsurreal.replays.selectors import Fifo, Selector, Starts, Uniform
 from rlsurreal.replays.storage import FullStorage, Row, Storage, allocate_rows, copy_leaves, fill_leaves
@@ -78,8 +78,8 @@ class Replay:
         stride = self.extractor.stride
         if batch.num_steps % stride:
             raise ValueError(
-                f"items begin every {stride} rows, which does not divide batch.num_steps={batch.num_steps}; use a "
-                "divisor"
+                f"Replay.extractor.interval is {stride}, which does not divide batch.num_steps={batch.num_steps}; "
+                "use a divisor"
             )
         self._check_capacity()
         num_starts = self.capacity // batch.num_envs // stride  # they lie at the same places in every round
@@ -134,8 +134,13 @@ class Replay:
             self._leave_gap_if_cut(values, priority)
         rows = self._advance(self._batch.num_steps)
         self.storage.append(rows, values, self._begins)
-        self._begins = False
         env = samples.env
+        if self._begins and self.extractor.lookback and samples.agent.prev_action is not None:
+            # Perhaps in the middle of an episode, whose last action and reward the first sequences want.
+            before = Rows(rows.start - 1, rows.start)
+            write(self.ring, self.storage.rows.action, before, samples.agent.prev_action[:1])
+            write(self.ring, self.storage.rows.reward, before, env.prev_reward[:1])
+        self._begins = False
         self.timeline.append(rows, env.valid.numpy(), (env.terminated | env.truncated).numpy())
         if self._states is not None:
             self._append_states(rows, samples.agent.agent_state)
@@ -281,7 +286,9 @@ class Replay:
             "rows": self.ring.num_rows,
             "num_envs": self.ring.num_envs,
             "rows between starts": self.extractor.stride,
+            "rows of a sequence": self.extractor.reach if isinstance(self.extractor, Windows) else None,
             "storage": type(self.storage).__name__,
+            "padding": getattr(self.storage, "padding", None),
             "selector": type(self.selector).__name__,
         }
 

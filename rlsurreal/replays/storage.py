@@ -40,6 +40,7 @@ class Storage(Protocol):
     """What `Replay` asks of a storage.  Rows and environments are numpy arrays; what is read are tensors."""
 
     file: str | None  # where rows are kept instead of memory
+    rows: Row  # [num_rows, B], observations as this storage has them
     lookback: int  # so many rows before one are needed to read its observation
     device: torch.device
 

@@ -297,6 +297,23 @@ def test_mistakes_name_their_fix() -> None:
         make_replay(5, 2, 52, selector=Prioritized()).load_state_dict(replay.state_dict())
     with pytest.raises(ValueError, match="saved replay has {'selector': 'Prioritized'}, this one .*'Uniform'"):
         make_replay(5, 2, 50).load_state_dict(replay.state_dict())
+    shorter, longer = (Windows(burn_in=0, num_steps=n, num_ahead=1, interval=5) for n in (4, 9))
+    with pytest.raises(ValueError, match="saved replay has {'rows of a sequence': 5}, this one .*: 10}"):
+        make_replay(5, 2, 50, extractor=longer).load_state_dict(make_replay(5, 2, 50, extractor=shorter).state_dict())
+
+
+def test_the_first_sequences_may_begin_in_the_middle_of_an_episode() -> None:
+    sampler = make_sampler(5, 2, lengths=1000, lives=1)
+    replay = make_replay(5, 2, 50, extractor=Windows(burn_in=0, num_steps=4, num_ahead=1, interval=5))
+    sampler.release(sampler.obtain())  # which the replay has not seen, as after a resume without it
+    samples = sampler.obtain()
+    replay.append(samples)
+    env, agent = samples.env, samples.agent
+    assert not env.first[0].any() and env.prev_reward[0].all() and agent.prev_action[0].any()
+    batch, ticket = replay.sample(6)
+    assert torch.equal(batch.prev_reward, env.prev_reward[:5, ticket.envs])
+    assert torch.equal(batch.prev_action, agent.prev_action[:5, ticket.envs])
+    sampler.close()
 
 
 @pytest.mark.parametrize(
