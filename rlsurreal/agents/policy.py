@@ -20,6 +20,7 @@ from rlsurreal.models import DeterministicPolicy, StochasticPolicy
 from rlsurreal.ops.values import any_index
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
+from rlsurreal.utils.schedules import Schedule, as_schedule
 
 
 class NoiseState(NamedArrayTuple):
@@ -32,7 +33,8 @@ class NoiseState(NamedArrayTuple):
 def _check_actions(agent: object, space: Any) -> None:
     if not isinstance(space, gs.Box) or len(space.shape) != 1:
         raise ValueError(
-            f"{type(agent).__name__} needs actions that are one vector of numbers, and the action space is {space}"
+            f"{type(agent).__name__} needs actions that are one vector of numbers, and the action space is {space}; "
+            "flatten it in the environment, or use ActorCriticAgent with PPO"
         )
 
 
@@ -96,7 +98,7 @@ class DeterministicAgent(ModelAgent):
     """
 
     model: ModelSpec = field(default_factory=lambda: ModelSpec(cls=DeterministicPolicy))
-    noise: float = 0.1
+    noise: float | Schedule = 0.1
     noise_spread: float = 0.0
     process: Literal["normal", "ornstein_uhlenbeck"] = "normal"
     theta: float = 0.15  # Ornstein-Uhlenbeck: the part of the drift that is lost in each step
@@ -104,10 +106,9 @@ class DeterministicAgent(ModelAgent):
     uses_previous = False
 
     def __post_init__(self) -> None:
-        if self.noise < 0 or self.noise_spread < 0:
-            raise ValueError(
-                f"DeterministicAgent: noise={self.noise} and noise_spread={self.noise_spread} must be at least 0"
-            )
+        self._noise_at = as_schedule(self.noise, "DeterministicAgent.noise", least=0)
+        if self.noise_spread < 0:
+            raise ValueError(f"DeterministicAgent.noise_spread is {self.noise_spread}; it must be at least 0")
         if self.process not in ("normal", "ornstein_uhlenbeck"):
             raise ValueError(f"DeterministicAgent.process is {self.process!r}; choose 'normal' or 'ornstein_uhlenbeck'")
         if not 0 < self.theta <= 1:
@@ -124,18 +125,23 @@ class DeterministicAgent(ModelAgent):
             )
         if self.parameter_noise is not None:
             self.parameter_noise.equip(module)
-        # 1: at random; and by how much each environment's noise is larger than that of the one before.  Published with
-        # the parameters.
-        module.register_buffer("exploration", torch.tensor([1.0, 0.0]))
+        # 1: at random; by which part of the first environment's noise each one's is larger than that of the one before;
+        # and the first one's.  Published with the parameters.
+        module.register_buffer("exploration", torch.zeros(3))
         self._dim = math.prod(spaces.action.shape or ())
         self.noise_spec = NoiseSpec(normal=self._dim, uniform=self._dim)
         self._set_up(spaces, module, device)
+        self.explore(0.0, 1, at_random=True)
 
     def explore(self, progress: float, num_envs: int, at_random: bool) -> dict[str, float]:
-        """Lay the noise out over ``num_envs`` environments of all ranks; ``at_random``: see `PolicyAgent.explore`."""
+        """Lay the noise out over ``num_envs`` environments of all ranks, when ``progress`` of the run is done.
+
+        ``at_random``: see `PolicyAgent.explore`.  Returns the first environment's noise, as a metric.
+        """
         module: Any = self.module
-        module.exploration.copy_(torch.tensor([float(at_random), self.noise_spread / max(1, num_envs - 1)]))
-        return {}
+        noise, spread = self._noise_at(progress), self.noise_spread / max(1, num_envs - 1)
+        module.exploration.copy_(torch.tensor([float(at_random), spread, noise]))
+        return {"policy/noise": noise}
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> NoiseState:
         """The null state on the agent's device, ``[B]``."""
@@ -150,8 +156,8 @@ class DeterministicAgent(ModelAgent):
         module: Any = self.module
         action = (module if self.parameter_noise is None else module.explorer)(inputs, None)[0]
         drift = None if state.drift is None else (1 - self.theta) * state.drift + noise.normal
-        at_random, spread = module.exploration.unbind()
-        scale = self.noise * (1 + spread * state.env)
+        at_random, spread, first = module.exploration.unbind()
+        scale = first * (1 + spread * state.env)
         action = (action + scale.unsqueeze(-1) * (noise.normal if drift is None else drift)).clamp(-1, 1)
         anything = 2 * noise.uniform - 1
         return AgentStep(torch.where(at_random > 0, anything, action)), NoiseState(drift, state.env)

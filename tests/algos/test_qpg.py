@@ -18,6 +18,7 @@ from rlsurreal.distributions.gaussian import GaussianParams
 from rlsurreal.models import CriticEnsemble, DeterministicPolicy, QEnsemble, StochasticPolicy
 from rlsurreal.replays import Transitions
 from rlsurreal.structs import AgentInputs, BatchSpec, Noise, Spaces
+from rlsurreal.utils.schedules import Linear
 
 torch.set_num_threads(1)
 SPACES = Spaces(gym.spaces.Box(-9, 9, (3,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32))
@@ -256,9 +257,9 @@ def test_deterministic_agents_explore_as_told():
 
 def test_noise_of_actions_is_added_and_stays_in_bounds():
     model = ModelSpec(cls=DeterministicPolicy, kwargs={"hidden_sizes": (5,)})
-    agent = DeterministicAgent(model=model, noise=0.5, noise_spread=1.0)
+    agent = DeterministicAgent(model=model, noise=Linear(0.8, 0.2), noise_spread=1.0)
     agent.initialize(SPACES, seed=0)
-    agent.explore(0.0, 3, at_random=False)
+    assert agent.explore(0.5, 3, at_random=False) == {"policy/noise": 0.5}
     state, inputs = agent.initial_state(3), AgentInputs(torch.zeros(3, 3))
     own = agent.act(inputs, state, None)[0].action
     normal = torch.tensor([[0.3, -0.2], [9.0, -9.0], [-0.1, 0.4]])
