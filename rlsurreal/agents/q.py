@@ -51,10 +51,7 @@ class QAgent(ModelAgent):
     num_taus: int = 32  # quantiles that an implicit quantile network acts by; K of its paper
 
     def __post_init__(self) -> None:
-        self._epsilon_at = as_schedule(self.epsilon)
-        for progress in (0.0, 0.5, 1.0):
-            if not 0 <= self._epsilon_at(progress) <= 1:
-                raise ValueError(f"QAgent.epsilon is {self.epsilon}; it must stay in [0, 1]")
+        self._epsilon_at = as_schedule(self.epsilon, "QAgent.epsilon", least=0, most=1)
         if not 0 <= self.eval_epsilon <= 1:
             raise ValueError(f"QAgent.eval_epsilon is {self.eval_epsilon}; it must lie in [0, 1]")
         if self.num_taus < 1:

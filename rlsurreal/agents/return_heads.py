@@ -1,4 +1,4 @@
-"""What a Q-network's outputs mean: the expected return, or its distribution.  A setting of `QAgent`.
+"""What values stand for: the expected return, or its distribution.  A setting of `QAgent`, and of DDPG, TD3 and D4PG.
 
 Agents ask a head for expected values, to act on; algorithms for the loss of values against a target
 ``reward + discount * next_values``, and for how wrong they were.
@@ -45,6 +45,10 @@ class Expected:
     """One number: the expected return (Mnih et al. 2015)."""
 
     delta_clip: float | None = 1.0  # Huber loss: the gradient's bound; None: squared
+
+    def __post_init__(self) -> None:
+        if self.delta_clip is not None and not self.delta_clip > 0:
+            raise ValueError(f"Expected.delta_clip is {self.delta_clip}; it must be positive, or None")
 
     def check(self, num_atoms: int | None) -> None:
         """See `ReturnHead`."""
@@ -112,6 +116,10 @@ class Quantile:
     """
 
     kappa: float = 1.0  # where the Huber loss becomes linear; 0: absolute
+
+    def __post_init__(self) -> None:
+        if not self.kappa >= 0:
+            raise ValueError(f"Quantile.kappa is {self.kappa}; it must be at least 0")
 
     def check(self, num_atoms: int | None) -> None:
         """See `ReturnHead`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from rlsurreal.agents import ModelAgent
+from rlsurreal.algos.checks import check_agent, check_max_grad_norm
 from rlsurreal.algos.update import GradientStep, flatten_parameters
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.ops.values import polyak
@@ -25,6 +28,7 @@ from rlsurreal.replays import Fifo, Replay, ReplayRatio, Ticket, Windows
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.programs import Compile, should_compile
+from rlsurreal.utils.schedules import Schedule, as_schedule
 from rlsurreal.utils.seeding import derive_seed
 from rlsurreal.utils.torch_tree import upload
 
@@ -50,6 +54,9 @@ class OffPolicy:
     replay: Replay = field(default_factory=Replay)
     limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=256))
     save_replay: bool = False  # with checkpoints, so that a resumed run is exact; large
+    learning_rate: float | Schedule = 3e-4
+    adam_eps: float = 1e-8
+    max_grad_norm: float = math.inf  # of each network's gradient
     target_interval: int = 1  # updates from one step of the target networks to the next
     target_tau: float = 0.005  # how far they go in each; 1: all the way
 
@@ -60,6 +67,10 @@ class OffPolicy:
             raise ValueError(f"{type(self).__name__}.discount is {self.discount}; it must lie in [0, 1]")
         if self.batch_size < 1:
             raise ValueError(f"{type(self).__name__}.batch_size is {self.batch_size}; it must be at least 1")
+        self._learning_rate_at = as_schedule(self.learning_rate, f"{type(self).__name__}.learning_rate", least=0)
+        if not self.adam_eps > 0:
+            raise ValueError(f"{type(self).__name__}.adam_eps is {self.adam_eps}; it must be positive")
+        check_max_grad_norm(self)
         if self.target_interval < 1:
             raise ValueError(f"{type(self).__name__}.target_interval is {self.target_interval}; it must be at least 1")
         if not 0 < self.target_tau <= 1:
@@ -87,6 +98,7 @@ class OffPolicy:
         ranks: Ranks = ALONE,
     ) -> None:
         """Build optimizers, target networks and the replay; see `rlsurreal.structs.Algorithm`."""
+        check_agent(self, agent, self._agent_class)
         self._agent, self._batch, self._seed, self._ranks = agent, batch, seed, ranks
         self._num_envs = batch.total_envs or batch.first_env + batch.num_envs
         own_seed = ranks.own_seed(seed)
@@ -118,6 +130,7 @@ class OffPolicy:
         compiled = should_compile(compile, num_updates, self._seconds_saved, recurrent=self._learns_sequences)
         self._parts = self._build(compiled)
 
+    _agent_class: ClassVar[type] = ModelAgent
     _learns_sequences = False
     _keeps_agent_info = False  # in the replay
     _seconds_saved = 1e-3  # by compiling, in each update of small networks on one CPU core

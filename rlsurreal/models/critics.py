@@ -1,4 +1,4 @@
-"""Values of observations with actions: several critics at once.  Built by agents of the families of DDPG and SAC.
+"""Values of observations with actions: several critics at once.  Built by the algorithms of DDPG's and SAC's families.
 
 To use a model of your own, name any `torch.nn.Module` class with this constructor and these members:
 
@@ -44,8 +44,7 @@ class CriticEnsemble(nn.Module):
     Args:
         observation_space: `Spaces.observation`.
         action_space: `Spaces.action`; whole numbers enter the critics one-hot.
-        num_critics: K: 1 for DDPG, 2 for TD3 and SAC (Fujimoto et al. 2018, arXiv 1802.09477), up to 10 for REDQ (Chen
-            et al. 2021, arXiv 2101.05982).
+        num_critics: K: 1 for DDPG, 2 for TD3 and SAC (Fujimoto et al. 2018, arXiv 1802.09477).
         hidden_sizes: of the layers after the encoder, where the action comes in.
         activation: of the hidden layers, see `rlsurreal.models.mlp`.
         layer_norm: normalise before each activation.

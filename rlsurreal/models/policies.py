@@ -106,7 +106,8 @@ class DeterministicPolicy(_Policy):
         activation: of the hidden layers, see `rlsurreal.models.mlp`.
         layer_norm: normalise before each activation.
         encoder: see `ObservationEncoder`.
-        recurrent: "lstm", "gru" or None.  Recurrent models see the previous action and reward, too.
+        recurrent: "lstm", "gru" or None.  Recurrent models see the previous action and reward, too; `RecurrentSAC`
+            learns stochastic ones.
         recurrent_size: outputs of the recurrent layer.
         normalize_observation: put a `RunningNorm` in front.
         precision: see `ActorCritic`.

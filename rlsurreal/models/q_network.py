@@ -58,7 +58,7 @@ class QNetwork(nn.Module):
         noisy: the layers of the head are `NoisyLinear`, as in Rainbow (Hessel et al. 2018, arXiv 1710.02298).
         noisy_std: see `NoisyLinear`.
         num_atoms: Z numbers for each action: logits of C51 (Bellemare et al. 2017, arXiv 1707.06887), or quantiles of
-            QR-DQN (Dabney et al. 2018, arXiv 1710.10044): the algorithm says which.
+            QR-DQN (Dabney et al. 2018, arXiv 1710.10044): the agent's ``head`` says which.
         num_cosines: make it an implicit quantile network (Dabney et al. 2018, arXiv 1806.06923), which gives the
             quantiles ``taus`` of each action's return, embedded in that many cosines; 64 in the paper.
         normalize_observation: put a `RunningNorm` in front.

@@ -77,7 +77,7 @@ def r2d2_atari(game: str = "Pong", seed: int = 0) -> Trainer:
 
 
 def dqn_minatar(game: str = "breakout", seed: int = 0) -> Trainer:
-    """DQN on a MinAtar game, with the settings of its paper (Young and Tian 2019, arXiv 1903.03176)."""
+    """DQN on a MinAtar game, with its paper's settings but for Adam (Young and Tian 2019, arXiv 1903.03176)."""
     return Trainer(
         name=f"dqn_minatar_{game}",
         seed=seed,

@@ -1,7 +1,8 @@
 """How much is learned from what has been collected.  Used by the off-policy algorithms.
 
-The replay ratio is the number of items that batches hold, over the number of valid environment steps appended: with
-batches of 256 and one update a step it is 256.  (Reverb calls it samples per insert: Cassirer et al. 2021.)
+The replay ratio is the number of rows learned from (a transition is one, a sequence as many as its ``num_steps``), over
+the number of valid environment steps appended: with batches of 256 and one update a step it is 256.  (Reverb calls it
+samples per insert: Cassirer et al. 2021.)
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ class Prioritized:
 
     alpha: float = 0.6
     beta: float | Schedule = 0.4
-    initial_priority: float | None = None  # of new items that come without one; None: the largest so far
+    initial_priority: float | None = None  # of new items; None: the algorithm's (R2D2), or the largest so far
     unique: bool = False  # no item twice in a batch
 
     uses_priority = True
@@ -238,7 +238,7 @@ class Prioritized:
             raise ValueError(
                 f"Prioritized.initial_priority is {self.initial_priority}; it must be positive and finite, or None"
             )
-        self._beta_at = as_schedule(self.beta)
+        self._beta_at = as_schedule(self.beta, "Prioritized.beta", least=0, most=1)
 
     def initialize(self, starts: Starts) -> None:
         """See `Selector`."""

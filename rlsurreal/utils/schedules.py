@@ -71,10 +71,24 @@ class PiecewiseLinear:
         return (1 - fraction) * y0 + fraction * y1
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
-    """``value`` itself where it is a schedule, else the constant schedule of that number."""
-    if callable(value):
-        return value
+def as_schedule(value: float | Schedule, name: str, *, least: float = -math.inf, most: float = math.inf) -> Schedule:
+    """``value`` itself where it is a schedule, else the constant schedule of that number.
+
+    Raises:
+        ValueError: with ``name``: it is neither, or is not within [least, most] at the start of a run, in the middle,
+            or at the end.
+    """
+    schedule = value if callable(value) else _constant(value, name)
+    for progress in (0.0, 0.5, 1.0):
+        found = schedule(progress)
+        if not least <= found <= most:
+            when = "" if isinstance(schedule, Constant) else f", so {found:g} when {progress:.0%} of the run is done"
+            bounds = f"at least {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
+            raise ValueError(f"{name} is {value}{when}; it must be {bounds}")
+    return schedule
+
+
+def _constant(value: float, name: str) -> Constant:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no schedule; give a finite number, or a schedule such as Linear(1e-3, 0.0)")
+        raise ValueError(f"{name} is {value!r}; it must be a finite number, or a schedule such as Linear(1e-3, 0.0)")
     return Constant(float(value))

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from rlsurreal.agents import Categorical, DeterministicAgent, ModelSpec, ParameterNoise, PolicyAgent, QAgent, Quantile
+from rlsurreal.agents import (
+    Categorical,
+    DeterministicAgent,
+    Expected,
+    ModelSpec,
+    ParameterNoise,
+    PolicyAgent,
+    QAgent,
+    Quantile,
+)
 from rlsurreal.algos import D4PG, DDPG, DQN, R2D2, SAC, TD3, DiscreteSAC, RecurrentSAC, StateValueSAC
 from rlsurreal.algos.off_policy import Target
 from rlsurreal.distributed.ranks import ALONE, Ranks
@@ -224,14 +233,14 @@ def test_each_network_learns_at_the_rate_of_its_schedule(name):
     source.advance(20)
     batch, _ = source.algo.replay.sample(8)
     rates = {"learning_rate": Linear(0.02, 0.0)}
-    if isinstance(source.algo, DDPG):
+    if isinstance(source.algo, DDPG) or name == "sac":
         rates["critic_learning_rate"] = Linear(0.2, 0.0)
     changes = {"policy_interval": 1} if hasattr(source.algo, "policy_interval") else {}
     algo = Run(name, adam_eps=1e-12, **rates, **changes).algo
     before = {key: step.flat.clone() for key, (step, _) in algo._parts.steps.items()}
     algo._update(batch, 0.5)
     for key, (step, _) in algo._parts.steps.items():
-        rate = 0.1 if key == "critic" and isinstance(algo, DDPG) else 0.01
+        rate = 0.1 if key == "critic" and len(rates) == 2 else 0.01
         moved = (step.flat - before[key]).abs().max().item()
         assert moved == pytest.approx(rate, rel=1e-3), f"{key}: Adam's first step"
 
@@ -501,9 +510,63 @@ def test_bad_settings_are_refused():
         (DQN, {"replay": Replay(extractor=Windows())}, "DQN learns from transitions: .*NStep.*has Windows"),
         (R2D2, {"eta": 2.0}, "R2D2.eta is 2"),
         (DDPG, {"discount": 1.5}, "DDPG.discount is 1.5"),
+        (DDPG, {"max_grad_norm": None}, "DDPG.max_grad_norm is None; .*float..inf.. turns clipping off"),
+        (DQN, {"max_grad_norm": -1.0}, "DQN.max_grad_norm is -1"),
+        (DQN, {"learning_rate": Linear(1e-3, -1e-3)}, "DQN.learning_rate is Linear.*so -0.001 when 100%"),
+        (DQN, {"num_taus": 0}, "DQN.num_taus is 0"),
+        (TD3, {"critic_learning_rate": "1e-3"}, "TD3.critic_learning_rate is '1e-3'; it must be a finite number"),
+        (SAC, {"adam_eps": 0.0}, "SAC.adam_eps is 0"),
+        (SAC, {"temperature": "Auto"}, "SAC.temperature is 'Auto'; it must be 'auto', or at least 0"),
+        (SAC, {"target_entropy": "Auto"}, "SAC.target_entropy is 'Auto'; it must be 'auto', or a number"),
+        (Prioritized, {"beta": -1.0}, "Prioritized.beta is -1.0; it must be in .0, 1"),
+        (DeterministicAgent, {"noise": -0.1}, "DeterministicAgent.noise is -0.1"),
+        (Expected, {"delta_clip": 0.0}, "Expected.delta_clip is 0"),
+        (Quantile, {"kappa": -1.0}, "Quantile.kappa is -1"),
     ]:
         with pytest.raises(ValueError, match=message):
             algo(**own)
+
+
+def test_parts_that_do_not_suit_are_refused_before_anything_is_collected():
+    plain, several = critic(), critic(num_atoms=5)
+    for name, make_agent, changes, message in [
+        ("dqn", policy_agent, {}, "DQN learns a QAgent, and agent is a PolicyAgent"),
+        ("ddpg", policy_agent, {}, "DDPG learns a DeterministicAgent, and agent is a PolicyAgent"),
+        ("sac", deterministic_agent, {}, "SAC learns a PolicyAgent, and agent is a DeterministicAgent"),
+        ("discrete-sac", q_agent, {}, "DiscreteSAC learns a PolicyAgent, and agent is a QAgent"),
+        ("discrete-sac", None, {"critic": plain}, "DiscreteSAC.critic is a CriticEnsemble; it must be a QEnsemble"),
+        ("recurrent-sac", None, {"critic": plain}, "RecurrentSAC.critic is a Cri.*; it must be a RecurrentCritics"),
+        ("sac", None, {"critic": several}, "SAC.critic has num_atoms=5, and is to give expected returns"),
+        ("ddpg", None, {"critic": critic(num_critics=1, dropout=0.1)}, "DDPG.critic has dropout"),
+        (
+            "state-value-sac",
+            None,
+            {"value": ModelSpec(cls=QNetwork, kwargs={**SMALL, "num_atoms": 3})},
+            "StateValueSAC.value has num_atoms=3",
+        ),
+    ]:
+        env_id, own_agent, make_algo = CASES[name]
+        agent = (make_agent or own_agent)()
+        agent.initialize(sampler_of(env_id if agent.__class__ is not QAgent else CARTPOLE).connect(seed=3), seed=1)
+        with pytest.raises(ValueError, match=message):
+            replace(make_algo(), **changes).initialize(agent, BATCH, seed=2)
+
+
+def test_a_fixed_temperature_may_be_changed_and_a_learned_one_is_kept():
+    fixed, other, learned = Run("sac-fixed"), Run("sac-fixed", temperature=0.5), Run("sac")
+    other.algo.load_state_dict(fixed.algo.state_dict())
+    assert other.algo._temperature.value.item() == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="SAC.temperature is 'auto', and .* resumed was fixed; resume with a number"):
+        learned.algo.load_state_dict(fixed.algo.state_dict())
+    with pytest.raises(ValueError, match="SAC.temperature is 0.5, and .* was learned; resume with 'auto'"):
+        other.algo.load_state_dict(learned.algo.state_dict())
+
+
+def test_a_chosen_first_priority_is_what_sequences_get():
+    run = Run("r2d2", replay=replace(sequences(), selector=Prioritized(alpha=1.0, initial_priority=3.0)))
+    run.advance(4)
+    leaves = run.algo.replay.selector.tree.leaves
+    assert set(leaves[leaves > 0]) == {3.0}
 
 
 # ---------------------------------------------------------------- several ranks

@@ -49,8 +49,18 @@ def test_piecewise_refuses(points: tuple[tuple[float, float], ...]) -> None:
 
 def test_as_schedule() -> None:
     linear = Linear(1.0, 0.0)
-    assert as_schedule(linear) is linear
-    assert as_schedule(3)(0.5) == 3.0 and as_schedule(np.float32(0.5))(1.0) == 0.5
+    assert as_schedule(linear, "rate") is linear
+    assert as_schedule(3, "rate")(0.5) == 3.0 and as_schedule(np.float32(0.5), "rate")(1.0) == 0.5
     for wrong in ("1e-3", None, math.nan, math.inf, True):
-        with pytest.raises(ValueError, match="no schedule"):
-            as_schedule(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"PPO.rate is {wrong!r}; it must be a finite number, or a schedule"):
+            as_schedule(wrong, "PPO.rate")  # type: ignore[arg-type]
+
+
+def test_schedules_stay_within_bounds() -> None:
+    assert as_schedule(Linear(1.0, 0.0), "epsilon", least=0, most=1)(0.5) == 0.5
+    with pytest.raises(ValueError, match=r"^DQN.rate is -0.001; it must be at least 0$"):
+        as_schedule(-1e-3, "DQN.rate", least=0)
+    with pytest.raises(ValueError, match=r"epsilon is Linear.*, so 1.5 when 50% of the run is done; .* in \[0, 1\]$"):
+        as_schedule(Linear(1.0, 2.0), "epsilon", least=0, most=1)
+    with pytest.raises(ValueError, match="so nan when 100%"):
+        as_schedule(lambda progress: math.nan if progress == 1 else 0.0, "epsilon", least=0)

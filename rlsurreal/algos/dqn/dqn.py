@@ -26,7 +26,7 @@ from rlsurreal.algos.update import GradientStep
 from rlsurreal.ops.values import greedy, select
 from rlsurreal.replays import ReplayRatio, Transitions
 from rlsurreal.structs import AgentInputs, Noise
-from rlsurreal.utils.schedules import Schedule, as_schedule
+from rlsurreal.utils.schedules import Schedule
 
 METRICS = ("loss/value", "value/mean", "value/error", "update/grad_norm")
 
@@ -45,11 +45,12 @@ class DQN(OffPolicy):
     target_tau: float = 1.0
     num_taus: int | None = None  # quantiles in each pass of an implicit quantile network; None: as many as in acting
 
+    _agent_class = QAgent
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_taus is not None and self.num_taus < 1:
             raise ValueError(f"{type(self).__name__}.num_taus is {self.num_taus}; it must be at least 1, or None")
-        self._learning_rate_at = as_schedule(self.learning_rate)
 
     def _build(self, compiled: bool) -> Parts:
         agent: QAgent = self._agent

@@ -114,8 +114,10 @@ class R2D2(DQN):
         wanted, valid = n_step_targets(reward, *flags, best, self.discount, self._windows.num_ahead)
         return (value_rescale(wanted) if self.rescale_values else wanted), valid
 
-    def _first_priority(self) -> Callable[[Callable[[str], Tree]], np.ndarray]:
+    def _first_priority(self) -> Callable[[Callable[[str], Tree]], np.ndarray] | None:
         """From the values that the acting network recorded: a first guess that costs no pass."""
+        if getattr(self.replay.selector, "initial_priority", None) is not None:
+            return None
 
         def priority(read: Callable[[str], Tree]) -> np.ndarray:
             names = ("reward", "terminated", "truncated", "valid", "agent_info")

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rlsurreal.agents import ActorCriticAgent
+from rlsurreal.algos.checks import check_agent, check_max_grad_norm
 from rlsurreal.algos.pg.rewards import RewardScaler
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.distributed.ranks import ALONE, Ranks
@@ -67,18 +68,14 @@ class OnPolicy:
         for name in ("discount", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{type(self).__name__}.{name} is {getattr(self, name)}; it must lie in [0, 1]")
-        if self.max_grad_norm <= 0:
-            raise ValueError(
-                f"{type(self).__name__}.max_grad_norm is {self.max_grad_norm}; it must be positive "
-                "(float('inf') turns clipping off)"
-            )
+        check_max_grad_norm(self)
         if self.normalize_advantage not in ("minibatch", "batch", "off"):
             raise ValueError(
                 f"{type(self).__name__}.normalize_advantage is {self.normalize_advantage!r}; choose 'minibatch', "
                 "'batch' or 'off'"
             )
-        self._learning_rate_at = as_schedule(self.learning_rate)
-        self._entropy_coeff_at = as_schedule(self.entropy_coeff)
+        self._learning_rate_at = as_schedule(self.learning_rate, f"{type(self).__name__}.learning_rate", least=0)
+        self._entropy_coeff_at = as_schedule(self.entropy_coeff, f"{type(self).__name__}.entropy_coeff")
 
     def initialize(
         self,
@@ -91,6 +88,7 @@ class OnPolicy:
         ranks: Ranks = ALONE,
     ) -> None:
         """Build the optimizer; see `rlsurreal.structs.Algorithm`."""
+        check_agent(self, agent, ActorCriticAgent)
         self._agent, self._batch, self._ranks = agent, batch, ranks
         num_steps = None if num_iterations is None else num_iterations * self._num_steps_per_update
         compiled = should_compile(compile, num_steps, _SECONDS_SAVED, recurrent=agent.uses_previous)

@@ -66,7 +66,7 @@ class PPO(OnPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._clip_range_at = as_schedule(self.clip_range)
+        self._clip_range_at = as_schedule(self.clip_range, "PPO.clip_range", least=0)
         for name in ("num_epochs", "num_minibatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"PPO.{name} is {getattr(self, name)}; it must be at least 1")

@@ -6,7 +6,6 @@ policy:   -Q_1(s, pi(s))
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from rlsurreal.agents import ModelSpec
 from rlsurreal.agents.policy import DeterministicAgent
 from rlsurreal.agents.return_heads import Expected, ReturnHead
 from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
+from rlsurreal.algos.qpg.critics import build_critics
 from rlsurreal.algos.qpg.shared_encoder import SharedEncoder
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
@@ -39,14 +39,14 @@ class DDPG(OffPolicy):
     learning_rate: float | Schedule = 1e-3  # of the policy
     critic_learning_rate: float | Schedule = 1e-3
     critic_l2: float = 0.0  # of the critics' parameters: half the sum of squares, times this
-    adam_eps: float = 1e-8
-    max_grad_norm: float = math.inf
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble, kwargs={"num_critics": 1}))
     head: ReturnHead = field(default_factory=lambda: Expected(delta_clip=None))
     policy_interval: int = 1  # updates from one step of the policy to the next
     target_noise: float = 0.0  # standard deviation, on the target policy's actions
     target_noise_clip: float = 0.5
     share_encoder: bool = False  # of images: the policy sees through the critics', which their loss alone trains
+
+    _agent_class = DeterministicAgent
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,13 +56,15 @@ class DDPG(OffPolicy):
         for field_name in ("target_noise", "target_noise_clip", "critic_l2"):
             if getattr(self, field_name) < 0:
                 raise ValueError(f"{name}.{field_name} is {getattr(self, field_name)}; it must be at least 0")
-        self._learning_rate_at = as_schedule(self.learning_rate)
-        self._critic_learning_rate_at = as_schedule(self.critic_learning_rate)
+        self._critic_rate_at = as_schedule(self.critic_learning_rate, f"{name}.critic_learning_rate", least=0)
 
     def _build(self, compiled: bool) -> Parts:
         agent: DeterministicAgent = self._agent
-        critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
-        self._critics = critics.to(agent.device)
+        self._critics = build_critics(self, self.critic, agent, CriticEnsemble)
+        if self._critics.num_noise:
+            raise ValueError(
+                f"{type(self).__name__}.critic has dropout, which is not used here; leave it out, or use SAC"
+            )
         self.head.check(self._critics.num_atoms)
         if self._critics.num_atoms is not None and self._critics.num_critics > 1:
             raise ValueError(
@@ -99,7 +101,7 @@ class DDPG(OffPolicy):
         )
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
-        self._critic_step.learning_rate.fill_(self._critic_learning_rate_at(progress))
+        self._critic_step.learning_rate.fill_(self._critic_rate_at(progress))
         self._policy_step.learning_rate.fill_(self._learning_rate_at(progress))
         noise = None
         if self.target_noise:

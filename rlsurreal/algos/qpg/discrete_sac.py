@@ -30,6 +30,8 @@ class DiscreteSAC(SAC):
 
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=QEnsemble))
 
+    _critics_like = QEnsemble
+
     def _check(self, agent: PolicyAgent) -> None:
         if agent.num_actions is None:
             raise ValueError("DiscreteSAC is for Discrete actions; for numbers use SAC")

@@ -41,6 +41,7 @@ class RecurrentSAC(SAC):
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=RecurrentCritics))
 
     _learns_sequences = True
+    _critics_like = RecurrentCritics
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rlsurreal.agents import ModelSpec
 from rlsurreal.agents.policy import PolicyAgent
 from rlsurreal.algos.off_policy import OffPolicy, Parts, Target
+from rlsurreal.algos.qpg.critics import build_critics
 from rlsurreal.algos.qpg.shared_encoder import SharedEncoder
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import CriticEnsemble
@@ -40,9 +41,7 @@ class SAC(OffPolicy):
     """Hyperparameters of SAC."""
 
     limiter: ReplayRatio = field(default_factory=lambda: ReplayRatio(ratio=256, min_steps=5_000))
-    learning_rate: float | Schedule = 3e-4
-    adam_eps: float = 1e-8
-    max_grad_norm: float = math.inf
+    critic_learning_rate: float | Schedule | None = None  # None: as `learning_rate`, that of policy and temperature
     critic: ModelSpec = field(default_factory=lambda: ModelSpec(cls=CriticEnsemble))
     policy_interval: int = 1  # updates from one of policy and temperature to the next
     policy_value: Literal["min", "mean"] = "min"  # of the critics: what the policy climbs
@@ -51,23 +50,29 @@ class SAC(OffPolicy):
     initial_temperature: float = 1.0
     share_encoder: bool = False  # of images: the policy sees through the critics', which their loss alone trains
 
+    _agent_class = PolicyAgent
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        name = type(self).__name__
         if self.policy_interval < 1:
-            raise ValueError(f"SAC.policy_interval is {self.policy_interval}; it must be at least 1")
+            raise ValueError(f"{name}.policy_interval is {self.policy_interval}; it must be at least 1")
         if self.policy_value not in ("min", "mean"):
-            raise ValueError(f"SAC.policy_value is {self.policy_value!r}; choose 'min' or 'mean'")
-        if self.temperature != "auto" and not self.temperature >= 0:
-            raise ValueError(f"SAC.temperature is {self.temperature}; it must be 'auto', or at least 0")
+            raise ValueError(f"{name}.policy_value is {self.policy_value!r}; choose 'min' or 'mean'")
+        for field_name, least in (("temperature", 0.0), ("target_entropy", -math.inf)):
+            value = getattr(self, field_name)
+            if value != "auto" and not (isinstance(value, (int, float)) and value >= least):
+                what = "a number" if least == -math.inf else f"at least {least:g}"
+                raise ValueError(f"{name}.{field_name} is {value!r}; it must be 'auto', or {what}")
         if not self.initial_temperature > 0:
-            raise ValueError(f"SAC.initial_temperature is {self.initial_temperature}; it must be positive")
-        self._learning_rate_at = as_schedule(self.learning_rate)
+            raise ValueError(f"{name}.initial_temperature is {self.initial_temperature}; it must be positive")
+        critic_rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
+        self._critic_rate_at = as_schedule(critic_rate, f"{name}.critic_learning_rate", least=0)
 
     def _build(self, compiled: bool) -> Parts:
         agent: PolicyAgent = self._agent
         self._check(agent)
-        critics: Any = self.critic.build(agent.spaces.observation, agent.spaces.action, seed=self._seed)
-        self._critics: Any = critics.to(agent.device)
+        self._critics = self._build_critics()
         self._encoder = None
         if self.share_encoder:
             self._encoder = SharedEncoder(agent.module, self._critics, type(self).__name__)
@@ -97,8 +102,34 @@ class SAC(OffPolicy):
         return Parts(
             {"critic": (self._critic_step, CRITIC_METRICS), "policy": (self._policy_step, POLICY_METRICS)},
             {"target": self._target},
-            {"critics": self._critics, "temperature": self._temperature},
+            {"critics": self._critics} | ({"temperature": self._temperature} if self._temperature.learns else {}),
         )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `OffPolicy.state_dict`; a fixed temperature may have been changed.
+
+        Raises:
+            ValueError: it is learned now and was not, or the other way.
+        """
+        learned = "temperature" in state["networks"]
+        if learned != self._temperature.learns:
+            was, now = ("learned", "'auto'") if learned else ("fixed", "a number")
+            raise ValueError(
+                f"{type(self).__name__}.temperature is {self.temperature!r}, and the temperature of the run that is "
+                f"resumed was {was}; resume with {now}"
+            )
+        super().load_state_dict(state)
+
+    _critics_like: ClassVar[type] = CriticEnsemble
+
+    def _build_critics(self) -> Any:
+        critics = build_critics(self, self.critic, self._agent, self._critics_like)
+        if getattr(critics, "num_atoms", None) is not None:
+            raise ValueError(
+                f"{type(self).__name__}.critic has num_atoms={critics.num_atoms}, and is to give expected returns; "
+                "leave it out, or use D4PG"
+            )
+        return critics
 
     def _check(self, agent: PolicyAgent) -> None:
         """ValueError: the agent's policy is not one that this algorithm learns."""
@@ -116,9 +147,8 @@ class SAC(OffPolicy):
         return -float(self._dim)
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
-        rate = self._learning_rate_at(progress)
-        for step in (self._critic_step, self._policy_step):
-            step.learning_rate.fill_(rate)
+        self._critic_step.learning_rate.fill_(self._critic_rate_at(progress))
+        self._policy_step.learning_rate.fill_(self._learning_rate_at(progress))
         self._critic_step(batch, self._noise(), self._dropout(2))
         if self._encoder is not None:
             self._encoder.follow()

@@ -53,11 +53,17 @@ class StateValueSAC(SAC):
 
     def _bootstrap(self) -> nn.Module:
         agent = self._agent
-        self._value = self.value.build(agent.spaces.observation, 1, seed=self._seed).to(agent.device)
+        self._value: Any = self.value.build(agent.spaces.observation, 1, seed=self._seed).to(agent.device)
+        for name in ("num_atoms", "num_cosines", "num_noise", "recurrent"):
+            if getattr(self._value, name):
+                raise ValueError(
+                    f"StateValueSAC.value has {name}={getattr(self._value, name)}, and is to be a plain QNetwork; "
+                    "leave that out"
+                )
         return self._value
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
-        self._value_step.learning_rate.fill_(self._learning_rate_at(progress))
+        self._value_step.learning_rate.fill_(self._critic_rate_at(progress))
         self._value_step(batch.observation, self._noise(), self._dropout(1))
         return super()._update(batch, progress)
 
