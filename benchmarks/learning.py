@@ -135,10 +135,15 @@ def result_path(results: Path, job: Job) -> Path:
 def load(results: Path, task: str) -> dict[str, list[dict[str, Any]]]:
     """All results of a task, by who made them, in the order of seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((results / "runs").glob(f"{task}-*.json"), key=lambda path: int(path.stem.rsplit("-", 1)[1])):
-        who = path.stem.removeprefix(f"{task}-").rsplit("-", 1)[0]
+    for path in sorted((results / "runs").glob(f"{task}-*.json"), key=_name_and_seed):
+        who = _name_and_seed(path)[0].removeprefix(f"{task}-")
         found.setdefault(who, []).append(json.loads(path.read_text()))
     return found
+
+
+def _name_and_seed(path: Path) -> tuple[str, int]:
+    name, seed = path.stem.rsplit("-", 1)
+    return name, int(seed)
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
