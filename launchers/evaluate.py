@@ -24,32 +24,39 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--episodes", type=int, default=10, help="how many (default: %(default)s)")
-    parser.add_argument(
-        "--stochastic", action="store_true", help="draw actions from the policy instead of the most likely"
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--stochastic", dest="deterministic", action="store_false", default=None, help="draw actions")
+    how.add_argument(
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="take the most likely ones (default: as the experiment evaluates)",
     )
-    parser.add_argument("--checkpoint", choices=("best", "latest"), help="default: best if there is one")
+    parser.add_argument("--checkpoint", help='"best", "latest", or a number of steps (default: best if there is one)')
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the environments (default: %(default)s)")
     parser.add_argument("--video", action="store_true", help="film an episode to RUN/video.mp4")
     parser.add_argument("--max-steps", type=int, default=10_000, help="of the film (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.episodes < 1:
         parser.error(f"--episodes is {args.episodes}; it must be at least 1")
+    if args.seed < 0:
+        parser.error(f"--seed is {args.seed}; it must be at least 0")
     torch.set_num_threads(1)
     see_modules_here()
-    deterministic = not args.stochastic
     try:
         agent = load_agent(args.run, args.checkpoint)
+        games = agent.evaluate(args.episodes, deterministic=args.deterministic, seed=args.seed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    returns = [game.score for game in agent.evaluate(args.episodes, deterministic=deterministic, seed=args.seed)]
+    returns = [game.score for game in games]
     print(
         f"{agent.path}\nreturn over {len(returns)} episodes: mean {np.mean(returns):,.1f}, standard deviation "
         f"{np.std(returns):,.1f}, from {np.min(returns):,.1f} to {np.max(returns):,.1f}"
     )
     if args.video:
         try:
-            print(film(agent, args.run / "video.mp4", args.max_steps, deterministic=deterministic, seed=args.seed))
+            print(film(agent, args.run / "video.mp4", args.max_steps, deterministic=args.deterministic, seed=args.seed))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -14,7 +14,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -27,12 +27,11 @@ from rlsurreal.samplers import SerialSampler
 from rlsurreal.samplers.base import replica
 from rlsurreal.structs import AgentInputs, BatchSpec, Noise, TrajInfo
 from rlsurreal.utils import config
-from rlsurreal.utils.files import latest_checkpoint, load_checkpoint
+from rlsurreal.utils.files import checkpoint_path, latest_checkpoint, load_checkpoint
 from rlsurreal.utils.namedarraytuple import Tree, tree_map
 from rlsurreal.utils.spaces import null_value, to_env_action, writer
 from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch
 
-Which = Literal["best", "latest"]
 _EVALUATION_SEED = 1_000_000  # of environments, far from those of training
 
 
@@ -52,13 +51,14 @@ def load_experiment(run: str | Path) -> Trainer:
 
 
 def load_agent(
-    run: str | Path, checkpoint: Which | None = None, *, experiment: Trainer | None = None, device: str = "cpu"
+    run: str | Path, checkpoint: str | int | None = None, *, experiment: Trainer | None = None, device: str = "cpu"
 ) -> TrainedAgent:
     """The agent of a run folder.
 
     Args:
         run: the folder.
-        checkpoint: None: the best, if evaluations have chosen one, else the latest.
+        checkpoint: "best", "latest", or one that was kept, by its environment steps.  None: the best, if evaluations
+            have chosen one, else the latest.
         experiment: what made the run.  None: as its config.json says, which names classes and functions; give it where
             they are defined in the script that runs.
         device: where the agent acts.
@@ -67,12 +67,22 @@ def load_agent(
         ValueError: there is no such checkpoint, or the experiment cannot be rebuilt.
     """
     trainer = experiment or load_experiment(run)
-    folder = Path(run) / "checkpoints"
-    best = folder / BEST
-    path = best if checkpoint == "best" or (checkpoint is None and best.exists()) else latest_checkpoint(folder)
-    if path is None or not path.exists():
-        raise ValueError(f"{run} has no {checkpoint or 'best or latest'} checkpoint")
+    path = _find_checkpoint(Path(run) / "checkpoints", checkpoint)
     return TrainedAgent(trainer, load_checkpoint(path)["agent"], path, device)
+
+
+def _find_checkpoint(folder: Path, which: str | int | None) -> Path:
+    best, latest = folder / BEST, latest_checkpoint(folder)
+    if which is None:
+        found = best if best.exists() else latest
+    elif which in ("best", "latest"):
+        found = best if which == "best" else latest
+    else:
+        found = checkpoint_path(folder, int(which)) if str(which).isdecimal() else None
+    if found is None or not found.exists():
+        there = ", ".join(sorted(path.name for path in folder.glob("*.pt"))) or "none"
+        raise ValueError(f"checkpoint is {which!r}; choose 'best', 'latest' or a number of steps: {folder} has {there}")
+    return found
 
 
 class TrainedAgent:
@@ -135,9 +145,11 @@ class TrainedAgent:
     # ------------------------------------------------------------ whole episodes
 
     def evaluate(
-        self, num_episodes: int = 10, *, deterministic: bool = True, seed: int = _EVALUATION_SEED
+        self, num_episodes: int = 10, *, deterministic: bool | None = None, seed: int = _EVALUATION_SEED
     ) -> list[TrajInfo]:
         """Play episodes, spread evenly over up to ten environments.
+
+        ``deterministic``: with the most likely actions, or with drawn ones; None: as the experiment evaluates.
 
         Raises:
             ValueError: ``num_episodes`` is less than 1.
@@ -154,7 +166,7 @@ class TrainedAgent:
             sampler.close()
 
     def film(
-        self, max_steps: int = 10_000, *, deterministic: bool = True, seed: int = _EVALUATION_SEED
+        self, max_steps: int = 10_000, *, deterministic: bool | None = None, seed: int = _EVALUATION_SEED
     ) -> Iterator[tuple[np.ndarray, int]]:
         """Frames uint8 ``[height, width, 3]`` of one episode, each with the number to be shown a second."""
         kwargs = {"render_mode": "rgb_array"}
@@ -168,10 +180,12 @@ class TrainedAgent:
         finally:
             sampler.close()
 
-    def _sampler(self, env: Any, deterministic: bool, **evaluation: int) -> SerialSampler:
+    def _sampler(self, env: Any, deterministic: bool | None, **evaluation: int) -> SerialSampler:
         settings: Any = self.experiment.sampler
-        spec = dataclasses.replace(settings.evaluation, env=env, deterministic=deterministic, **evaluation)
-        return SerialSampler(env=env, batch=BatchSpec(1, spec.num_envs), evaluation=spec)
+        spec = dataclasses.replace(settings.evaluation, env=None, **evaluation)
+        if deterministic is not None:
+            spec = dataclasses.replace(spec, deterministic=deterministic)
+        return SerialSampler(env=env, batch=BatchSpec(1, 1), evaluation=spec)
 
     def _connect(self, sampler: SerialSampler, seed: int) -> None:
         agent = self._agent

@@ -16,12 +16,12 @@ from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.envs.base import env_seed
 from rlsurreal.models import ActorCritic
 from rlsurreal.recipes import debug, dqn_cartpole, sac_pendulum
-from rlsurreal.runners import Trainer
-from rlsurreal.samplers import SerialSampler
+from rlsurreal.runners import CheckpointPolicy, Trainer
+from rlsurreal.samplers import EvalSpec, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import CountingEnv, NestedEnv, RecallEnv
 from rlsurreal.trained import TrainedAgent, load_agent, load_experiment
-from rlsurreal.utils.files import latest_checkpoint
+from rlsurreal.utils.files import latest_checkpoint, list_checkpoints
 from rlsurreal.utils.seeding import derive_seed
 
 torch.set_num_threads(1)
@@ -112,6 +112,22 @@ def test_actions_are_drawn_if_asked(tmp_path):
     assert not np.array_equal(first, second) and np.abs(first).max() > 1, "in the environment's units: up to 2"
 
 
+def test_evaluations_are_as_the_experiments_were(tmp_path):
+    experiment = sac_pendulum()
+    for drawn in (True, False):
+        sampler = replace(experiment.sampler, evaluation=EvalSpec(deterministic=not drawn))
+        agent = load_agent(train(replace(experiment, sampler=sampler), tmp_path))
+        found, *kinds = ([g.score for g in agent.evaluate(2, deterministic=d)] for d in (None, True, False))
+        assert (found == kinds[drawn]) and (found != kinds[not drawn])
+
+
+def test_a_checkpoint_that_was_kept_is_found_by_its_steps(tmp_path):
+    kept = CheckpointPolicy(keep="all", interval_steps=16)
+    folder = train(replace(actor_critic(GymnasiumEnv(factory="CartPole-v1")), checkpoints=kept), tmp_path)
+    (first, path), *_, (last, _) = list_checkpoints(folder / "checkpoints")
+    assert first < last and load_agent(folder, first).path == load_agent(folder, str(first)).path == path
+
+
 def test_classes_of_the_script_that_runs(tmp_path, monkeypatch):
     class Local(CountingEnv):
         """No other process finds this one by name."""
@@ -128,8 +144,10 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="is no run folder"):
         load_experiment(tmp_path)
     folder = train(debug(), tmp_path)
-    with pytest.raises(ValueError, match="has no best checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint is 'best'; choose 'best', 'latest' or a number.*has checkpoint_"):
         load_agent(folder, "best")
+    with pytest.raises(ValueError, match="checkpoint is 7; choose"):
+        load_agent(folder, 7)
     agent = load_agent(folder)
     assert agent.path == latest_checkpoint(folder / "checkpoints")
     with pytest.raises(ValueError, match="num_episodes is 0"):

@@ -32,7 +32,8 @@ status: Connection | None = None  # in a child: the channel to the master
 
 def main(socket_fd: int, preload: Sequence[str]) -> None:
     """Serve start requests until the master is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # The terminal sends its signals to all processes of a job: what they mean is the master's to say.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for module in preload:
         # Preloading only saves time; a child that needs the module reports what is wrong.

@@ -14,6 +14,7 @@ from gymnasium.wrappers import TimeLimit
 from rlsurreal.envs.base import agent_spaces, info_example
 from rlsurreal.envs.gymnasium_env import GymnasiumEnv, declared_info_fields
 from rlsurreal.envs.problems import element_problem, reset_problem, reward_problem, step_problem
+from rlsurreal.envs.rows import info_problem
 from rlsurreal.utils.spaces import children, field_name
 
 _SEED = 12345
@@ -97,7 +98,7 @@ class _Check:
             self.problem("reset", f"reset returned {problem}")
             raise _Stop
         self.check_observation("reset", result[0])
-        self.info_keys.update(result[1])
+        self.check_info(result[1])
         return result[0]
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, Mapping[str, Any]]:
@@ -122,7 +123,7 @@ class _Check:
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, (bool, np.bool_)):
                 self.problem(name, f"step returned {name} {flag!r} of type {type(flag).__name__}; return a bool")
-        self.info_keys.update(info)
+        self.check_info(info)
         return observation, reward, bool(terminated), bool(truncated), info
 
     # ------------------------------------------------------------ checks
@@ -240,6 +241,20 @@ class _Check:
                     )
             elif not leaf.contains(value):
                 self.problem("bounds", f"{origin} returned an observation{name} {value!r}, which is not in {leaf}")
+
+    def check_info(self, info: Mapping[str, Any]) -> None:
+        self.info_keys.update(info)
+        for key in self.info_fields.keys() & info.keys():
+            example = np.asarray(self.info_fields[key])
+            problem = info_problem(key, example, info)
+            if problem is not None:
+                self.problem("info", problem)
+            elif example.dtype.kind in "biu" and np.asarray(info[key]).dtype.kind == "f":
+                self.problem(
+                    "info",
+                    f"info[{key!r}] is {info[key]!r}, and its example in info_fields, {self.info_fields[key]!r}, is no "
+                    "floating-point number: what is recorded is cut to whole numbers; give 0.0 as the example",
+                )
 
     def check_infos(self) -> None:
         try:

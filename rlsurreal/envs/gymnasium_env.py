@@ -28,7 +28,7 @@ from rlsurreal.envs.problems import reset_problem, step_problem
 from rlsurreal.envs.rows import InfoWriter, RowError, observation_writer, write_rewards
 from rlsurreal.envs.state import get_env_state, set_env_state, state_problem
 from rlsurreal.structs import EnvStep, Spaces
-from rlsurreal.utils.namedarraytuple import Tree
+from rlsurreal.utils.namedarraytuple import Tree, leaves
 from rlsurreal.utils.spaces import to_env_action
 
 
@@ -270,7 +270,7 @@ class GymnasiumVectorEnv:
                     infos.append(info)
                 observations.append(observation)
         except Exception as error:
-            raise self._step_error(i, error, result) from error
+            raise self._step_error(i, error, result, action) from error
         if position is not None:
             position[...] = -1
 
@@ -283,7 +283,8 @@ class GymnasiumVectorEnv:
         except RowError as error:
             i = stepped[error.position]
             verb = "reset" if i in resets else "step"
-            raise EnvError(f"{self._who(i)} returned from {verb} {what}{error.problem}") from error
+            note = self._note_on_action(i, action) if verb == "step" else ""
+            raise EnvError(f"{self._who(i)} returned from {verb} {what}{error.problem}{note}") from error
         self._write_flags(out, skip, where, resets, ends)
 
     def _write_flags(
@@ -316,15 +317,27 @@ class GymnasiumVectorEnv:
     def _who(self, index: int) -> str:
         return f"environment {self._first_env + index} ({self._name})"
 
-    def _step_error(self, index: int, error: Exception, result: Any) -> EnvError:
+    def _note_on_action(self, index: int, action: Tree) -> str:
+        """Whose fault it may be instead."""
+        own = [leaf[index] for leaf in leaves(action) if leaf.dtype.kind == "f"]
+        if all(np.isfinite(leaf).all() for leaf in own):
+            return ""
+        return (
+            ".  It was given an action that is not finite: the agent's parameters are spoilt, perhaps by too large a "
+            "learning rate or reward"
+        )
+
+    def _step_error(self, index: int, error: Exception, result: Any, action: Tree) -> EnvError:
         """``result`` None: the environment itself raised ``error``."""
         if isinstance(error, _BadReset):
             return EnvError(f"{self._who(index)} returned from reset {error}")
         problem = None if result is None else step_problem(result)
         if problem is not None:
-            return EnvError(f"{self._who(index)} returned from step {problem}")
-        verb = "reset" if index in self._ended else "step"
-        return EnvError(f"{self._who(index)} raised in {verb}: {_describe(error)}")
+            return EnvError(f"{self._who(index)} returned from step {problem}{self._note_on_action(index, action)}")
+        if index in self._ended:
+            return EnvError(f"{self._who(index)} raised in reset: {_describe(error)}")
+        note = self._note_on_action(index, action)
+        return EnvError(f"{self._who(index)} raised in step: {_describe(error)}{note}")
 
     def render(self) -> Any:
         """The frame of environment 0 (give ``render_mode="rgb_array"`` among the environment's keyword arguments)."""

@@ -109,7 +109,7 @@ class InfoWriter:
             try:
                 array[where] = [info.get(key, null) for info in infos]
             except (ValueError, TypeError, AttributeError):
-                _raise_first(partial(_entry_problem, key, null), infos)
+                _raise_first(partial(info_problem, key, null), infos)
                 raise
 
     def clear(self, env_info: Tree) -> None:
@@ -118,7 +118,8 @@ class InfoWriter:
             array[...] = null
 
 
-def _entry_problem(key: str, null: np.ndarray, info: Any) -> str | None:
+def info_problem(key: str, null: np.ndarray, info: Any) -> str | None:
+    """What is wrong with an entry of which ``null`` is an example, or None."""
     if not isinstance(info, Mapping):
         return f"info of type {type(info).__name__}; return a dictionary"
     value = info.get(key, null)

@@ -83,11 +83,10 @@ class Run:
             self._sampler.close()
             if self.interrupted_by and logger is not None:
                 counts = self._counter.env_steps, self._counter.total_env_steps
+                kept = self._trainer.checkpoints.keep != "none"
+                further = f"continue with train(resume={str(self.folder)!r})" if kept else "nothing is kept of it"
                 logger.text.warning(
-                    "stopped by %s after %d of %d environment steps; continue with train(resume=%r)",
-                    self.interrupted_by,
-                    *counts,
-                    str(self.folder),
+                    "stopped by %s after %d of %d environment steps; %s", self.interrupted_by, *counts, further
                 )
 
     def _loop(self, observers: Observers, interrupts: Interrupts) -> None:

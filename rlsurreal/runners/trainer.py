@@ -52,6 +52,10 @@ class Trainer:
             raise ValueError(f"compile is {self.compile!r}; choose 'auto', 'on' or 'off'")
         if self.scaling not in ("strong", "weak"):
             raise ValueError(f"scaling is {self.scaling!r}; choose 'strong' or 'weak'")
+        if self.console not in ("line", "table", "off"):
+            raise ValueError(f"console is {self.console!r}; choose 'line', 'table' or 'off'")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0")
         if not self.rank_timeout_s > 0:
             raise ValueError(f"rank_timeout_s is {self.rank_timeout_s}; it must be positive")
         if self.eval_interval_steps is not None and self.eval_interval_steps < 1:
@@ -66,12 +70,14 @@ class Trainer:
         known = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if self.device not in known:
             raise ValueError(f"device is {self.device!r}; choose one of {', '.join(known)}")
-        env: Any = getattr(self.sampler, "env", None)
-        try:
-            if env is not None:
-                env.preload_modules()
-        except Exception as error:
-            raise ValueError(f"sampler.env cannot be found: {error}") from error
+        sampler: Any = self.sampler
+        envs = {"env": getattr(sampler, "env", None), "evaluation.env": getattr(sampler.evaluation, "env", None)}
+        for name, env in envs.items():
+            try:
+                if env is not None:
+                    env.preload_modules()
+            except Exception as error:
+                raise ValueError(f"sampler.{name} cannot be found: {error}") from error
 
     def train(self, resume: str | Path | None = None, *, folder: str | Path | None = None) -> Path:
         """Train until the budget is used or the run is interrupted; the run's folder.

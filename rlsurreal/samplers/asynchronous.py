@@ -63,6 +63,7 @@ class AsyncSampler(SerialSampler):
         self._seed, self._generation = seed, 0
         self._env = self._make_env(seed)
         self._eval = None
+        self._check_evaluation(seed)
         return self._env.spaces
 
     def _make_env(self, seed: int) -> Any:

@@ -108,8 +108,9 @@ class ParallelSampler(SamplerSettings):
         """Allocate the slots.  Processes are started when samples are first asked for."""
         self._agent, self._discount = agent, discount
         num_groups = self.inference.num_groups if self.inference else 1
-        self._affinity = self.affinity or make_affinity(self.num_workers)
-        num_workers = min(self.num_workers or self._affinity.num_workers, max(1, self.batch.num_envs // num_groups))
+        asked = self.num_workers or (self.affinity or make_affinity()).num_workers
+        num_workers = min(asked, max(1, self.batch.num_envs // num_groups))
+        self._affinity = self.affinity or make_affinity(num_workers)  # of so many: CPUs for each, hyperthreads together
         num_servers = max(1, len(self.inference.devices)) if self.inference else 0
         if num_servers > num_workers:
             raise ValueError(

@@ -43,7 +43,17 @@ class SerialSampler(SamplerSettings):
         self._eval: Station | None = None
         self._env = self._make_env(seed)
         check_engine_can_wait(self, self._env.can_skip)
+        self._check_evaluation(seed)
         return self._env.spaces
+
+    def _check_evaluation(self, seed: int) -> None:
+        """What would be found at the first evaluation, hours later."""
+        if self.evaluation.env is not None:
+            env = self.evaluation.env.make(1, 0, seed)
+            try:
+                check_spaces_agree(self._env.spaces, env.spaces)
+            finally:
+                env.close()
 
     def _make_env(self, seed: int) -> VectorEnv:
         return self.env.make(self.batch.num_envs, self.batch.first_env, seed)

@@ -72,7 +72,8 @@ def _to_tree(value: Any, path: str, strict: bool) -> Any:
         if strict:
             raise _at(path, error) from None
         if named is value:
-            return {"repr": repr(value)}
+            qualname = getattr(value, "__qualname__", None)  # a function's text has its place in memory
+            return {"repr": f"{value.__module__}:{qualname}" if qualname else repr(value)}
         name = f"{named.__module__}:{named.__qualname__}"
     if named is value:
         return {"ref": name}

@@ -125,6 +125,14 @@ BAD = {
         ),
         "differ from step 1 on",
     ),
+    "shape of an info": (
+        deviate(info_fields={"speed": 0.0}, step=returning(4, {"speed": np.zeros(3)})),
+        r"info\['speed'\] of shape \(3,\)",
+    ),
+    "whole numbers of an info": (
+        deviate(info_fields={"speed": 0}, step=returning(4, {"speed": 0.7})),
+        r"info\['speed'\] is 0.7, and its example .*, 0, .* give 0.0",
+    ),
     "raises": (deviate(step=lambda self, action: 1 / 0), "ZeroDivisionError"),
 }
 

@@ -371,6 +371,14 @@ def test_failures_name_the_environment(mode: str, at: int, message: str, use_ski
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+def test_actions_that_are_not_finite_are_blamed_on_the_agent() -> None:
+    vector = GymnasiumEnv(factory="Pendulum-v1").make(2, 10, SEED)
+    record = slot(vector, 3)
+    vector.reset(record.observation[0])
+    with pytest.raises(EnvError, match=r"^environment 11 .*given an action that is not finite: the agent's parameters"):
+        vector.step(np.array([[0.5], [np.nan]], np.float32), row(record, 0))
+
+
 class Returns(gym.Env):
     """Returns what it is told to."""
 

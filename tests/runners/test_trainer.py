@@ -387,12 +387,35 @@ def test_bad_settings_name_the_field(tmp_path, field):
         trainer(tmp_path, **{field: 0})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"console": "tabel"}, "console is 'tabel'; choose 'line', 'table' or 'off'"), ({"seed": -1}, "seed is -1")],
+)
+def test_other_bad_settings_are_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [("Acrobot-v9", r"sampler.evaluation.env cannot be found.*Acrobot"), ("Pendulum-v1", "evaluation.env has obs")],
+)
+def test_evaluation_environments_are_looked_at_before_training(tmp_path, env_id, message):
+    evaluation = EvalSpec(env=GymnasiumEnv(factory=env_id))
+    sampler = SerialSampler(env=GymnasiumEnv(factory="CartPole-v1"), batch=BatchSpec(20, 4), evaluation=evaluation)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, sampler=sampler).train()
+
+
 SCRIPT = """
     import sys
     from rlsurreal.recipes import debug
+    from rlsurreal.samplers import ParallelSampler
     from rlsurreal.utils.config import override
     quiet = {{"root": {root!r}, "console": "off", "compile": "off", "tensorboard": False}}
     run = override(debug(), {{"total_env_steps": 10**9, **quiet}})
+    if {parallel}:
+        run.sampler = ParallelSampler(env=run.sampler.env, batch=run.sampler.batch, num_workers=2)
     print("started", flush=True)
     folder = run.train()
     print("left", run.interrupted_by, folder, flush=True)
@@ -400,22 +423,25 @@ SCRIPT = """
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("parallel", [False, True], ids=["serial", "workers"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_leaves_cleanly(tmp_path, number):
+def test_a_signal_saves_and_leaves_cleanly(tmp_path, number, parallel):
+    """To all processes of the job, as a terminal sends it."""
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(root=str(tmp_path))))
+    script.write_text(textwrap.dedent(SCRIPT.format(root=str(tmp_path), parallel=parallel)))
     master = subprocess.Popen(
         [sys.executable, script],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
     )
     assert master.stdout.readline() == "started\n"
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob("debug_0/progress.csv")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
-    master.send_signal(number)
+    os.killpg(master.pid, number)
     left, name, folder = master.stdout.readline().split()
     assert (left, name) == ("left", signal.Signals(number).name)
     assert master.wait(20) == 0

@@ -22,9 +22,11 @@ from rlsurreal.distributed.processes import ChildError
 from rlsurreal.envs import GymnasiumEnv, env_seed
 from rlsurreal.envs.base import EnvError
 from rlsurreal.samplers import EvalSpec, InferenceServer, ParallelSampler, SerialSampler
+from rlsurreal.samplers import parallel as parallel_sampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.agents import TapeAgent
 from rlsurreal.testing.envs import CountingEnv, FailingEnv
+from rlsurreal.utils.affinity import Affinity
 from rlsurreal.utils.namedarraytuple import tree_map
 
 pytestmark = pytest.mark.processes
@@ -388,6 +390,21 @@ def test_closing_and_connecting_again_leaves_nothing(with_workers):
         gc.collect()
         counts.append(psutil.Process().num_fds())
     assert counts[1:] == counts[:1] * 3
+
+
+def test_workers_that_are_fewer_than_cpus_have_whole_cores(monkeypatch):
+    """Of the affinity for so many workers: the first of that for more may be hyperthreads of a few cores."""
+    machine = lambda count=None: Affinity(tuple(range(8)), tuple((i,) for i in range(count or 8)))  # noqa: E731
+    made = []
+    monkeypatch.setattr(parallel_sampler, "make_affinity", lambda count=None: made.append(count) or machine(count))
+    sampler = ParallelSampler(env=GymnasiumEnv(factory="CartPole-v1"), batch=BatchSpec(4, 2))
+    try:
+        agent = TapeAgent()
+        agent.initialize(sampler.connect(seed=3), seed=1)
+        sampler.initialize(agent, discount=0.9)
+        assert made == [None, 2] and sampler._affinity.num_workers == sampler._layout.num_workers == 2
+    finally:
+        sampler.close()
 
 
 def test_closing_after_a_connect_that_failed_leaves_nothing():

@@ -113,6 +113,15 @@ def test_random_generators_continue(name: str) -> None:
     np.testing.assert_array_equal(again.integers(2**31, size=9, dtype=np.int32), expected)
 
 
+def test_what_is_shared_stays_shared() -> None:
+    array, generator = np.zeros(3), np.random.default_rng(0)
+    state = {"a": array, "other": [np.zeros(3), {"b": array}], "rngs": (generator, generator), "c": array}
+    found = from_plain(to_plain(state))
+    found["a"][1] = 5.0
+    assert found["other"][1]["b"] is found["a"] is found["c"] and not found["other"][0].any()
+    assert found["rngs"][0] is found["rngs"][1] and found["rngs"][0].random() == np.random.default_rng(0).random()
+
+
 def test_structures() -> None:
     tree = Outer(AgentInputs(np.arange(3), None, torch.ones(2)), (Noise(np.float32(1), b"x"), Outer(None, 2**80)))
     back = _through_file(tree)
@@ -190,7 +199,7 @@ def test_structures_without_a_name_are_refused() -> None:
     ("name", "message"),
     [
         ("rlsurreal.structs:Gone", "there is no rlsurreal.structs:Gone"),
-        ("rlsurreal.structs:AgentStep", r"needs the structure .*AgentStep with fields \('normal', 'uniform'\)"),
+        ("rlsurreal.structs:AgentStep", r"needs the structure .*AgentStep with fields \('normal', 'uniform', "),
         ("subprocess:Popen", "needs the structure subprocess:Popen"),
         ("os:system", "needs the structure os:system"),
     ],
