@@ -32,6 +32,11 @@ from rlsurreal.utils.schedules import Linear
 class SimplePolicyOptimization(PPO):
     """Hyperparameters are PPO's; the objective has its maximum at ratios of 1 ± ``clip_range``."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective != "clip" or self.value_clip_range is not None:
+            raise ValueError("the loss is another one here: leave objective and value_clip_range as they are")
+
     def _loss(
         self, data: Rollout, index: Tensor, num_valid: Tensor | None, coefficients: Coefficients
     ) -> tuple[Tensor, Tensor]:

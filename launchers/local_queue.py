@@ -79,6 +79,9 @@ def check_plans(plans: Sequence[Plan], num_ranks: int) -> bool:
             trainer = build(plan.recipe, list(plan.words))
             if trainer.device not in ("cpu", "cuda"):
                 raise ValueError(f"device is {trainer.device!r}; the queue chooses GPUs: make it 'cuda' or 'cpu'")
+            trainer.check_envs()
+            if trainer.ranks > 1 and num_ranks > 1:
+                raise ValueError(f"ranks is {trainer.ranks}, and a slot's GPUs have a rank each; leave it out")
             if num_ranks > 1:
                 divide(trainer.algo, trainer.sampler, Ranks(0, num_ranks), trainer.scaling)
         except ValueError as error:

@@ -62,9 +62,7 @@ def on_hosts(args: argparse.Namespace) -> int:
 def on_slurm(args: argparse.Namespace) -> int:
     """Submit to Slurm."""
     sweep = product(args.sweep)
-    for words in sweep:
-        build(args.recipe, [*args.overrides, *words])
-    job = make_job(args, workdir=args.workdir)
+    job = make_job(args, sweep=sweep, workdir=args.workdir)
     text = slurm.script(job, time=args.time, partition=args.partition, options=args.sbatch, sweep=sweep)
     return finish(args, text, lambda: slurm.check(text), lambda: slurm.submit(text, job, bool(sweep)))
 
@@ -114,17 +112,24 @@ def finish(args: argparse.Namespace, text: str, check: Any, submit: Any) -> int:
 
 
 def make_job(
-    args: argparse.Namespace, *, num_nodes: int | None = None, root: str | None = None, workdir: str | None
+    args: argparse.Namespace,
+    *,
+    sweep: list[list[str]] | None = None,
+    num_nodes: int | None = None,
+    root: str | None = None,
+    workdir: str | None,
 ) -> Job:
     """The job that the arguments ask for, of a recipe that has been checked.
 
     Args:
         args: of the command line.
+        sweep: further overrides of each element; the first one names the job.
         num_nodes: default: what they say.
         root: for run folders; default: the experiment's own.
         workdir: of the job.
     """
-    trainer = build(args.recipe, args.overrides)
+    trainers = [build(args.recipe, [*args.overrides, *words]) for words in sweep or [[]]]
+    trainer = trainers[0]
     gpu_type, _, num_gpus = str(getattr(args, "gpus", 0)).rpartition(":")
     if not num_gpus.isdecimal():
         raise ValueError(f"--gpus is {args.gpus!r}; write a number, or TYPE:NUMBER")
@@ -148,12 +153,15 @@ def make_job(
         # Of runs on the same hosts, each has a port of its own, nearly always.
         port=getattr(args, "port", None) or 20_000 + zlib.crc32(name.encode()) % 10_000,
     )
-    check_division(trainer, job, asks_for_gpus=hasattr(args, "gpus"))
+    for each in trainers:
+        check_division(each, job, asks_for_gpus=hasattr(args, "gpus"))
     return job
 
 
 def check_division(trainer: Trainer, job: Job, asks_for_gpus: bool) -> None:
     """ValueError if the experiment cannot be divided over the job's ranks, or has not the GPUs it wants."""
+    if trainer.ranks != 1:
+        raise ValueError(f"ranks is {trainer.ranks}, and ranks are started from outside; use --ranks-per-node instead")
     divide(trainer.algo, trainer.sampler, Ranks(0, job.num_ranks), trainer.scaling)
     wants_gpus = trainer.device.startswith("cuda")
     if asks_for_gpus and wants_gpus and job.gpus_per_node < job.ranks_per_node:

@@ -113,6 +113,15 @@ class Run:
 
     def start(self, slot: Slot, train: Path) -> bool:
         """Begin or continue in ``slot`` with the script ``train``; False while another process is in the folder."""
+        try:
+            return self._start(slot, train)
+        except OSError as error:  # the disk is full, say: the other runs go on
+            self.record = self.record or Record(self.words, "failed", 1, time.time())
+            self.state, self.tries = "failed", self.tries + 1
+            self.record.status, self.record.error = "failed", f"cannot begin in {self.folder}: {error}"
+            return True
+
+    def _start(self, slot: Slot, train: Path) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOCK, "a") as file, open(self.folder / OUTPUT, "ab") as output:
             if not lock(file):
@@ -120,8 +129,8 @@ class Run:
             before = self.record
             self.record = Record(self.words, "running", before.tries + 1 if before else 1, time.time())
             self.record.seconds = before.seconds if before else 0.0
-            self.state, self.slot, self.tries = "running", slot, self.tries + 1
             self._save()
+            self.state, self.slot, self.tries = "running", slot, self.tries + 1
             self._output_start = output.seek(0, os.SEEK_END)
             try:
                 self._process = self._popen(slot, train, file.fileno(), output)

@@ -77,7 +77,10 @@ class Scheduler:
                 return
             what = "started" if run.record is None else "continued"
             if run.start(free[0], self._train):
-                self._say(what, run, f"on {free.pop(0)}")
+                if run.state == "failed":
+                    self._say("failed", run, run.record.error if run.record else "")
+                else:
+                    self._say(what, run, f"on {free.pop(0)}")
             elif run.plan.name not in self._locked:
                 self._locked.add(run.plan.name)
                 self._say("held back", run, "a process that an earlier queue has left is still in its folder")

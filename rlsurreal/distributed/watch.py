@@ -273,6 +273,9 @@ class _Judge:
         if any(found):
             return next(filter(None, found)), ""
         longest = max(sign.waits_s for sign in signs)
+        left = [i for i, sign in enumerate(signs) if sign.is_closed]
+        if left and longest > _LATE_S:
+            return f"{_name(left[0], signs[left[0]])} has left the run, and others have waited for {longest:.0f} s", ""
         late = [i for i, sign in enumerate(signs) if sign.waits_s == 0 and not sign.is_closed]
         if longest < _LATE_S or not late:
             self._notice, self._next_notice_s = "", _LATE_S

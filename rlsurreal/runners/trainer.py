@@ -70,6 +70,10 @@ class Trainer:
         known = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if self.device not in known:
             raise ValueError(f"device is {self.device!r}; choose one of {', '.join(known)}")
+        self.check_envs()
+
+    def check_envs(self) -> None:
+        """Raises ValueError where environments of training or evaluation cannot be found."""
         sampler: Any = self.sampler
         envs = {"env": getattr(sampler, "env", None), "evaluation.env": getattr(sampler.evaluation, "env", None)}
         for name, env in envs.items():
@@ -98,6 +102,8 @@ class Trainer:
             self.interrupted_by, path = start_ranks(self.ranks, _train_as_rank, self, resume, folder)
             return path
         with group.join(self.rank_timeout_s, cuda=self.device.startswith("cuda")) as ranks:
+            if self.ranks not in (1, ranks.count):
+                raise ValueError(f"ranks is {self.ranks}, and {ranks.count} were started from outside; leave it out")
             run = Run(self, ranks)
             run.train(resume, folder)
         self.interrupted_by = run.interrupted_by

@@ -125,7 +125,7 @@ def advantages_by_hand(samples: Samples, values: Tensor) -> Tensor:
     ("recurrent", "state_interval"), [(None, None), ("lstm", None), ("lstm", 4), ("gru", 1)], ids=str
 )
 def test_returns_of_a_slot(recurrent, state_interval, mid_batch_reset):
-    algo = PPO(discount=DISCOUNT, gae_lambda=LAMBDA)
+    algo = PPO(discount=DISCOUNT, gae_lambda=LAMBDA, num_minibatches=4)
     agent, slots = play(
         algo,
         20,
@@ -155,7 +155,7 @@ def test_returns_of_a_slot(recurrent, state_interval, mid_batch_reset):
 
 @pytest.mark.parametrize("recurrent", [None, "lstm"])
 def test_bootstrap_value_is_what_the_next_slot_records_first(recurrent):
-    algo = PPO(discount=DISCOUNT, gae_lambda=LAMBDA)
+    algo = PPO(discount=DISCOUNT, gae_lambda=LAMBDA, num_minibatches=4)
     _, slots = play(algo, 6, recurrent=recurrent, state_interval=4)
     num_compared = 0
     for samples, following in zip(slots, slots[1:]):

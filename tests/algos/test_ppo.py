@@ -221,7 +221,7 @@ def test_kl_penalty_by_hand():
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_value_loss_by_hand(clip):
-    ppo = PPO(value_clip_range=clip, value_loss_coeff=0.25)
+    ppo = PPO(value_clip_range=clip, value_loss_coeff=0.25, num_minibatches=4)
     run = Run(ppo)
     rows = some_rows(run, [1.0] * 5, [0.0] * 5, [True, True, False, True, True])
     rows = rows._replace(old_value=rows.old_value + torch.tensor([0.2, -0.2, 9.0, 0.01, 0.2]))
@@ -303,7 +303,7 @@ def test_halves_with_the_number_of_valid_rows_of_both_add_up_to_the_whole():
 @pytest.mark.parametrize("num_minibatches", [1, 5, 7, 48, 1000])
 def test_every_valid_row_is_used_once_in_each_epoch(num_minibatches, monkeypatch):
     spy = Spy(monkeypatch)
-    run = Run(PPO(num_epochs=3, num_minibatches=num_minibatches), PENDULUM)
+    run = Run(PPO(num_epochs=3, num_minibatches=num_minibatches, normalize_advantage="batch"), PENDULUM)
     samples = run.sample()
     metrics = run.algo.update(samples, 0.0)
     used = min(num_minibatches, T * B)
@@ -450,7 +450,8 @@ def test_clip_range_adapts(kl, direction, monkeypatch):
 
 @pytest.mark.parametrize(("kl", "clip_range", "kl_coeff"), [(0.0, 0.3, 1 / 35), (1.0, 0.05, 35.0)])
 def test_what_adapts_has_bounds(kl, clip_range, kl_coeff):
-    adaptive, penalty = PPO(adaptive_clip=True), PPO(objective="kl_penalty")
+    adaptive = PPO(num_minibatches=4, adaptive_clip=True)
+    penalty = PPO(num_minibatches=4, objective="kl_penalty")
     for algo in (adaptive, penalty):
         Run(algo)
         for _ in range(30):
@@ -460,18 +461,36 @@ def test_what_adapts_has_bounds(kl, clip_range, kl_coeff):
 
 
 def test_nothing_adapts_unless_asked():
-    ppo = PPO()
+    ppo = PPO(num_minibatches=4)
     Run(ppo)
     ppo._adapt(1.0)
     assert (ppo._adaptive_clip_range, ppo._adaptive_kl_coeff) == (0.2, 1.0)
 
 
 def test_adapted_coefficients_are_saved():
-    ppo, other = PPO(adaptive_clip=True), PPO(adaptive_clip=True)
+    ppo, other = (PPO(adaptive_clip=True, num_minibatches=4) for _ in range(2))
     Run(ppo), Run(other)
     ppo._adapt(1.0)
     other.load_state_dict(ppo.state_dict())
     assert float(other._coefficients(0.0).clip_range) == pytest.approx(0.2 / 1.2)
+
+
+def test_what_has_not_adapted_is_as_it_is_set():
+    fixed, adaptive = PPO(num_minibatches=4), PPO(adaptive_clip=True, clip_range=0.1, num_minibatches=4)
+    penalty = PPO(objective="kl_penalty", kl_coeff=5.0, num_minibatches=4)
+    for algo in (fixed, adaptive, penalty):
+        Run(algo)
+    for algo in (adaptive, penalty):
+        algo.load_state_dict(fixed.state_dict())
+    assert float(adaptive._coefficients(0.0).clip_range) == pytest.approx(0.1)
+    assert float(penalty._coefficients(0.0).kl_coeff) == pytest.approx(5.0)
+
+
+def test_a_minibatch_of_one_row_is_refused():
+    with pytest.raises(ValueError, match=r"num_minibatches is 32, of slots of 48 rows.*num_minibatches=24 or fewer"):
+        Run(PPO())
+    for settings in ({"num_minibatches": 24}, {"normalize_advantage": "off"}):
+        Run(PPO(**settings))
 
 
 @pytest.mark.parametrize(("kl", "epochs"), [(0.011, 1), (0.009, 4)])

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rlsurreal.distributed import watch
 from tests.torchrun import environment
 
 SCRIPT = """
@@ -47,6 +48,15 @@ time.sleep(0.3)
 mine.close()  # a peaceful end, before anybody has noticed
 print("closed", flush=True)
 """
+
+
+def test_a_rank_that_left_is_not_waited_for() -> None:
+    judge = watch._Judge(timeout_s=1e6)
+    left, waits = watch.Sign("a", 1, 0.0, is_closed=True), watch.Sign("a", 2, 0.0, waits_s=3.0)
+    assert judge([left, waits]) == ("", ""), "it may be about to leave, too"
+    waits.waits_s = 30.0
+    failure, _ = judge([left, waits])
+    assert "rank 0 on host a (pid 1) has left the run, and others have waited for 30 s" in failure
 
 
 @pytest.mark.processes

@@ -270,6 +270,18 @@ def test_one_queue_for_a_sweep(queue, tmp_path, capsys):
     assert queue(sweep, "--dry-run") == 0
 
 
+def test_a_run_that_cannot_begin_leaves_the_others_alone(queue, tmp_path, capsys):
+    """Its folder cannot be made here; as where the disk is full."""
+    sweep = write_sweep(tmp_path, "settings={'total_env_steps': 5}, seeds=range(3)")
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/seed=1").symlink_to(tmp_path / "gone/away")
+    assert queue(sweep) == 1
+    output = capsys.readouterr().out
+    assert "cannot begin in" in output and "failed: seed=1" in output
+    for seed in (0, 2):
+        assert record(tmp_path / f"runs/tiny/seed={seed}")["status"] == "finished"
+
+
 def test_a_folder_in_which_another_process_writes_waits_for_it(tmp_path):
     sweep = write_sweep(tmp_path, "settings={'total_env_steps': 5}")
     run = tmp_path / "runs/tiny/seed=0"

@@ -13,10 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rlsurreal import recipes
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "launchers"))
 try:
     import submit
+    import train
     from backends import hosts, kubernetes, skypilot, slurm
     from backends.job import Job, name_of_folder
     from backends.yaml_text import to_yaml
@@ -258,6 +261,9 @@ HOSTS = ["hosts", "debug", "--hosts", "a,b"]
         (["slurm", "debugg", "--cpus", "2"], "there is no recipe 'debugg'"),
         (["slurm", "debug", "algo.num_epochs=0", "--cpus", "2"], "num_epochs is 0; it must be at least 1"),
         ([*SLURM, "--sweep", "algo.num_epochs=1,0"], "num_epochs is 0"),
+        ([*SLURM, "--sweep", "device=cpu,cuda"], "each needs one: --gpus 1"),
+        ([*SLURM, "--ranks-per-node", "4", "--sweep", "sampler.batch.num_envs=4,2"], "num_envs"),
+        (["slurm", "debug", "ranks=4", "--cpus", "4"], "ranks is 4, and ranks are started from outside; use --ranks"),
         (["slurm", "debug", "seed=1", "--cpus", "2", "--sweep", "seed=1,2"], "seed is given twice"),
         ([*SLURM, "--nodes", "0"], "num_nodes is 0; it must be at least 1"),
         ([*SLURM, "--cpus", "0"], "cpus_per_node is 0"),
@@ -290,6 +296,12 @@ def test_help(backend, capsys):
         submit.main([backend, "--help"])
     assert end.value.code == 0
     assert "--dry-run" in capsys.readouterr().out
+
+
+def test_an_argument_without_a_default_may_come_from_the_sweep(capsys, monkeypatch):
+    monkeypatch.setattr(train, "find_recipe", lambda name: lambda env_id: recipes.ppo_mujoco(env_id))
+    assert submit.main(["slurm", "r", "--cpus", "2", "--sweep", "env_id=Hopper-v5,Ant-v5", "--dry-run"]) == 0
+    assert "env_id=Ant-v5" in capsys.readouterr().out
 
 
 def test_a_sweep_is_the_product_of_its_values():

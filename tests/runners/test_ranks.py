@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import re
 import signal
@@ -14,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces as gs
 
+from rlsurreal.distributed import group
 from rlsurreal.distributed.ranks import ALONE, Ranks
-from rlsurreal.recipes import dqn_cartpole, ppo_cartpole, sac_pendulum
+from rlsurreal.recipes import debug, dqn_cartpole, ppo_cartpole, sac_pendulum
 from rlsurreal.runners.division import divide, divided_batch, plays
-from rlsurreal.runners.run import Run
-from rlsurreal.structs import BatchSpec
+from rlsurreal.runners.run import Run, _check_parameters, _check_settings
+from rlsurreal.structs import BatchSpec, Spaces
+from rlsurreal.testing.ranks import run_ranks
 from rlsurreal.utils import config
 from rlsurreal.utils.affinity import usable_cpus
 from rlsurreal.utils.files import list_checkpoints, load_checkpoint
@@ -343,6 +347,36 @@ def test_ranks_begin_with_the_same_networks_and_random_numbers_of_their_own(reci
     for name in ("targets", "networks"):
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
     assert not torch.equal(own["generator"], others["generator"])
+
+
+def test_ranks_with_different_settings_are_told_so():
+    def check(ranks: Ranks) -> None:
+        steps = 5_000 if ranks.index else 4_096
+        _check_settings(config.override(debug(), {"total_env_steps": steps, "algo.num_epochs": 2 + ranks.index}), ranks)
+
+    with pytest.raises(ValueError, match=r"algo.num_epochs is 2 on rank 0 and 3 on rank 1; total_env_steps is 4096 on"):
+        run_ranks(2, check)
+    run_ranks(2, lambda ranks: _check_settings(debug(), ranks))
+
+
+def test_parameters_that_differ_from_the_start_are_found():
+    def check(ranks: Ranks) -> None:
+        agent = debug().agent
+        agent.initialize(Spaces(gs.Box(-1, 1, (3,)), gs.Discrete(2)), seed=ranks.index * different)
+        _check_parameters(agent, ranks)
+
+    different = 0
+    run_ranks(2, check)
+    different = 1
+    with pytest.raises(ValueError, match="parameter '.*weight' differs between ranks; draw initial weights from torch"):
+        run_ranks(2, check)
+
+
+def test_a_number_of_ranks_is_not_given_twice(monkeypatch, tmp_path):
+    monkeypatch.setattr(group, "in_group", lambda: True)
+    monkeypatch.setattr(group, "join", lambda *_, **__: contextlib.nullcontext(Ranks(0, 2)))
+    with pytest.raises(ValueError, match="ranks is 4, and 2 were started from outside; leave it out"):
+        config.override(debug(), {"ranks": 4, "root": str(tmp_path)}).train()
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch):

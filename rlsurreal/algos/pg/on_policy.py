@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,9 +27,6 @@ from rlsurreal.utils.torch_tree import upload
 
 _MANY_ROWS = 1_000  # two threads take 0.6 of the time of one at 1,024 rows through 2x64, and the same at 512
 _SECONDS_SAVED = 0.9e-3  # by compiling, in each gradient step of a small network on one CPU core
-
-
-_log = logging.getLogger("rlsurreal")
 
 
 class Rollout(NamedArrayTuple):

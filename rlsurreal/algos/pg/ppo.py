@@ -74,6 +74,18 @@ class PPO(OnPolicy):
             value = getattr(self, name)
             if value is not None and not callable(value) and not value > 0:
                 raise ValueError(f"PPO.{name} is {value}; it must be positive")
+        for name in ("value_loss_coeff", "kl_hinge_coeff"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"PPO.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.num_epochs == 1 and (self.kl_stop is not None or self.recompute_advantages):
+            raise ValueError(
+                "PPO.num_epochs is 1, and kl_stop and recompute_advantages act between epochs; leave them out"
+            )
+        if self.num_epochs == self.num_minibatches == 1 and (self.adaptive_clip or self.objective == "kl_penalty"):
+            raise ValueError(
+                "PPO.num_epochs and num_minibatches are 1: before the only step the KL divergence is 0, so nothing can "
+                "adapt to it; make several steps, or use objective='clip' without adaptive_clip"
+            )
         if self.objective not in ("clip", "kl_penalty"):
             raise ValueError(f"PPO.objective is {self.objective!r}; choose 'clip' or 'kl_penalty'")
         if self.adaptive_clip and self.objective != "clip":
@@ -90,8 +102,19 @@ class PPO(OnPolicy):
                 _log.warning("the update is not compiled: the KL penalty on several ranks")
             options["compile"] = "off"
         super().initialize(agent, batch, ranks=ranks, **options)
+        self._check_minibatches(batch)
         self._adaptive_clip_range = float(self._clip_range_at(0.0))
         self._adaptive_kl_coeff = self.kl_coeff
+
+    def _check_minibatches(self, batch: BatchSpec) -> None:
+        num_rows = batch.num_steps * (batch.total_envs or batch.num_envs)
+        is_single = num_rows < 2 * self.num_minibatches and not self._agent.uses_previous
+        if is_single and self.normalize_advantage == "minibatch":
+            raise ValueError(
+                f"PPO.num_minibatches is {self.num_minibatches}, of slots of {num_rows} rows, and the advantage of a "
+                f"single row is normalized to nothing; use num_minibatches={max(1, num_rows // 2)} or fewer, longer "
+                "slots, or normalize_advantage='batch'"
+            )
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """Several epochs of minibatch steps; their metrics.  ``progress``: the part of the run that is done."""
@@ -171,13 +194,20 @@ class PPO(OnPolicy):
             self._adaptive_clip_range = _clamp(self._adaptive_clip_range * _CLIP_FACTOR**-too_far, _CLIP_BOUNDS)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, besides the agent."""
-        return {**super().state_dict(), "clip_range": self._adaptive_clip_range, "kl_coeff": self._adaptive_kl_coeff}
+        """Everything that the next update depends on, besides the agent; None: what does not adapt."""
+        return {
+            **super().state_dict(),
+            "clip_range": self._adaptive_clip_range if self.adaptive_clip else None,
+            "kl_coeff": self._adaptive_kl_coeff if self.objective == "kl_penalty" else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         super().load_state_dict(state)
-        self._adaptive_clip_range, self._adaptive_kl_coeff = state["clip_range"], state["kl_coeff"]
+        if self.adaptive_clip and state["clip_range"] is not None:
+            self._adaptive_clip_range = state["clip_range"]
+        if self.objective == "kl_penalty" and state["kl_coeff"] is not None:
+            self._adaptive_kl_coeff = state["kl_coeff"]
 
 
 def ppo_loss(
