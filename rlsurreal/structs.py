@@ -16,7 +16,7 @@ so that the observation after row t is row t+1, always.  This module needs numpy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -355,8 +355,11 @@ class Sampler(Protocol):
     def pop_trajectories(self) -> list[TrajInfo]:
         """Games that ended in the slots obtained since the last call."""
 
-    def evaluate(self) -> list[TrajInfo]:
-        """Play a fixed number of episodes in each evaluation environment, without touching the sampling state."""
+    def evaluate(self, give_up: Callable[[], bool] = ...) -> list[TrajInfo] | None:
+        """Play a fixed number of episodes in each evaluation environment, without touching the sampling state.
+
+        None: ``give_up()`` wanted it, which is asked now and then.
+        """
 
     def wait_shares(self) -> dict[str, float]:
         """The parts of the time since the last call that its processes spent waiting, by kind of process."""

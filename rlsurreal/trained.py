@@ -161,7 +161,7 @@ class TrainedAgent:
         sampler = self._sampler(self._env_spec, deterministic, num_envs=num_envs, episodes_per_env=episodes)
         try:
             self._connect(sampler, seed)
-            return list(sampler.evaluate())
+            return sampler.evaluate() or []
         finally:
             sampler.close()
 

@@ -48,6 +48,9 @@ class GymnasiumEnv:
     """Entries of the info dictionaries to record, each with an example of its value.  Where an entry is missing, NaN
     is recorded for floating point and 0 for others.  None: what the environment declares in its attribute
     ``info_fields``."""
+    index_argument: str | None = None
+    """A keyword argument by which each environment is told its number, counted from 0 over the whole run: for ports,
+    folders, or levels of its own.  Environments of an evaluation are counted from 0, too."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.factory, str) or callable(self.factory)):
@@ -76,8 +79,8 @@ class GymnasiumEnv:
         """
         envs: list[gym.Env] = []
         try:
-            for _ in range(num_envs):
-                envs.append(self.make_one())
+            for i in range(num_envs):
+                envs.append(self.make_one(first_env + i))
             return GymnasiumVectorEnv(
                 envs, name=self.name, first_env=first_env, seed=seed, info_fields=self.info_fields
             )
@@ -90,16 +93,17 @@ class GymnasiumEnv:
                 f"environment {first_env + len(envs)} ({self.name}) could not be made: {type(error).__name__}: {error}"
             ) from error
 
-    def make_one(self) -> gym.Env:
-        """One environment, neither seeded nor reset."""
+    def make_one(self, index: int = 0) -> gym.Env:
+        """The environment of this number, neither seeded nor reset."""
+        kwargs = dict(self.kwargs) if self.index_argument is None else {**self.kwargs, self.index_argument: index}
         if isinstance(self.factory, str):
             spec = self._registered()
             module = _entry_module(spec)
             if module is not None:
                 importlib.import_module(module)
             route_mujoco_warnings()
-            return gym.make(spec, disable_env_checker=True, **self.kwargs)
-        env = self.factory(**self.kwargs)
+            return gym.make(spec, disable_env_checker=True, **kwargs)
+        env = self.factory(**kwargs)
         if not isinstance(env, gym.Env):
             raise TypeError(
                 f"the factory returned {type(env).__module__}.{type(env).__qualname__}, which is no gymnasium.Env; "
@@ -158,7 +162,7 @@ def _entry_module(spec: EnvSpec) -> str | None:
 
 
 class GymnasiumVectorEnv:
-    """Environments stepped in turn, with next-step reset (a `VectorEnv`, and a `HasState` where `supports_state`).
+    """Environments stepped in turn, with next-step reset (a `VectorEnv`; a `HasState` without a `state_problem`).
 
     An environment that returns ``terminated`` with ``info["game_over"] == False`` (a life lost) goes on without a
     reset.
@@ -348,13 +352,13 @@ class GymnasiumVectorEnv:
         """Frames per second at which the environments' time is real."""
         return int(self.envs[0].metadata.get("render_fps", 30))
 
-    def supports_state(self) -> bool:
-        """Whether `get_state` can save these environments."""
-        return all(state_problem(env) is None for env in self.envs)
+    def state_problem(self) -> str | None:
+        """Why `get_state` cannot save these environments, or None if it can."""
+        return next(filter(None, map(state_problem, self.envs)), None)
 
     def get_state(self) -> dict[str, Any] | None:
         """All that the next steps depend on, picklable; None where an environment cannot be saved."""
-        if not self.supports_state():
+        if self.state_problem() is not None:
             return None
         return {
             "envs": [get_env_state(env) for env in self.envs],

@@ -68,6 +68,9 @@ class Checkpoints:
             self._folder.mkdir(exist_ok=True)
             remove_partial_files(self._folder)
 
+    def begin(self, counter: Counter) -> None:
+        """Nothing: what there is has been restored."""
+
     def after_update(self, counter: Counter, samples: Any, metrics: Any) -> None:
         """Save if it is time."""
         interval, minutes = self._policy.interval_steps, self._policy.interval_minutes

@@ -33,6 +33,9 @@ TRAJECTORY_WINDOW = 100  # training returns are those of the last so many games
 class Observer(Protocol):
     """Anything that looks at the loop."""
 
+    def begin(self, counter: Counter) -> None:
+        """Before the first iteration, of a resumed run, too."""
+
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """After each update, before the samples are released."""
 
@@ -51,6 +54,11 @@ class Observers:
 
     def __init__(self, observers: list[Observer]) -> None:
         self._observers = observers
+
+    def begin(self, counter: Counter) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.begin(counter)
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Tell all."""
@@ -86,6 +94,9 @@ class Observers:
 
 class _Watching:
     """What most observers have nothing to do for."""
+
+    def begin(self, counter: Counter) -> None:
+        """Nothing is to be made up for."""
 
     def finish(self, counter: Counter) -> None:
         """Nothing is left to do."""
@@ -263,12 +274,21 @@ class Evaluations(_Watching):
         ranks: Ranks,
         has_part: bool,
         is_leaving: Callable[[], bool],
+        is_interrupted: Callable[[], bool],
     ) -> None:
-        """``has_part``: whether there are games for this rank; ``is_leaving``: whether the run is to stop."""
-        self._is_leaving = is_leaving
+        """``has_part``: whether there are games for this rank.
+
+        ``is_leaving``: whether all ranks have agreed to stop; ``is_interrupted``: whether this one was told to.
+        """
+        self._is_leaving, self._is_interrupted = is_leaving, is_interrupted
         self._sampler, self._log, self._checkpoints = sampler, log, checkpoints
         self._interval_steps, self._ranks, self._has_part = interval_steps, ranks, has_part
         self._evaluated_at = 0
+
+    def begin(self, counter: Counter) -> None:
+        """Make the evaluation in which the run was interrupted."""
+        if counter.env_steps > self._evaluated_at and is_due(counter, self._evaluated_at, self._interval_steps):
+            self._evaluate(counter, has_score=False)
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Evaluate if it is time."""
@@ -283,11 +303,19 @@ class Evaluations(_Watching):
             self._evaluate(counter, has_score=False)
 
     def _evaluate(self, counter: Counter, has_score: bool) -> None:
-        own = self._sampler.evaluate() if self._has_part else []
-        games = self._ranks.share([game for part in self._ranks.gather(own) for game in part])
+        own = self._sampler.evaluate(self._give_up_if_interrupted()) if self._has_part else []
+        parts = self._ranks.gather(own)
+        games = self._ranks.share(None if None in parts else [game for part in parts for game in part])
+        if games is None:  # nothing of it is saved: the run that goes on makes it
+            return
         self._evaluated_at = counter.env_steps
         self._log.add(trajectory_statistics(games, "eval/", has_score=has_score))
         self._checkpoints.after_evaluation(counter, float(np.mean([game.total_reward for game in games])))
+
+    def _give_up_if_interrupted(self) -> Callable[[], bool]:
+        """Interrupted in an evaluation; what was learned before an interrupt is saved before the evaluation begins."""
+        was_interrupted = self._is_interrupted()
+        return lambda: self._is_interrupted() and not was_interrupted
 
     def state_dict(self) -> dict[str, Any]:
         """When the last evaluation was."""

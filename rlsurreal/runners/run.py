@@ -80,6 +80,7 @@ class Run:
                 saved = None  # its file is mapped into memory as long
                 if logger is not None and self._is_resumed:  # what could not be continued is as it was
                     self._describe()
+                observers.begin(self._counter)
                 self._loop(observers, interrupts)
                 observers.finish(self._counter)
             self._sampler.close()
@@ -206,6 +207,7 @@ class Run:
                 ranks,
                 has_part,
                 is_leaving=lambda: self._is_leaving(interrupts),
+                is_interrupted=lambda: interrupts.received is not None,
             )
             parts["evaluations"] = evaluations
             watching.insert(0, evaluations)

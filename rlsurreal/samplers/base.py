@@ -115,9 +115,16 @@ class SlotBoard:
 
 
 def play_episodes(
-    spec: EvalSpec, fill: Callable[[], EnvSamples], on_hold: np.ndarray, can_skip: bool, discount: float
-) -> list[TrajInfo]:
+    spec: EvalSpec,
+    fill: Callable[[], EnvSamples],
+    on_hold: np.ndarray,
+    can_skip: bool,
+    discount: float,
+    give_up: Callable[[], bool],
+) -> list[TrajInfo] | None:
     """Run evaluation slots with ``fill`` until each environment has played its games; extra ones are not counted.
+
+    None: ``give_up()``, which is asked before each slot, wanted it.
 
     ``on_hold`` is set for environments that have finished, so that they need not be stepped (if the engine
     ``can_skip``).
@@ -127,6 +134,8 @@ def play_episodes(
     played: list[TrajInfo] = []
     counts = np.zeros(len(on_hold), dtype=np.int64)
     while counts.min() < spec.episodes_per_env:
+        if give_up():
+            return None
         ended = tracker.update(fill())
         cut = tracker.cut_long_games(spec.max_episode_steps)
         for info in ended + cut:
@@ -138,6 +147,11 @@ def play_episodes(
         if can_skip:
             on_hold[:] = counts >= spec.episodes_per_env
     return played
+
+
+def never() -> bool:
+    """An evaluation that nothing interrupts."""
+    return False
 
 
 def check_engine_can_wait(settings: SamplerSettings, can_skip: bool) -> None:

@@ -231,6 +231,10 @@ class Crew:
     def stop(self, *, gracefully: bool) -> None:
         """Ask all to leave, wait a little (less after a failure: some may wait for ever), and kill the rest."""
         self.order(STOP)
+        for member in self.members:
+            if isinstance(member.plan, WorkerPlan):
+                for unit in (*member.plan.train.units, *member.plan.evaluate.units):
+                    unit.act_ready.post()  # who waits for actions in the middle of a slot looks at the command, too
         deadline = time.monotonic() + (5.0 if gracefully else 0.5)
         for member in self.members:
             member.child.join(max(0.0, deadline - time.monotonic()))

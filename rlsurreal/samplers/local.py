@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from rlsurreal.samplers.actor import Actor
 from rlsurreal.samplers.collector import Collector
-from rlsurreal.samplers.plans import StationPlan, WorkerPlan
+from rlsurreal.samplers.plans import STOP, StationPlan, WorkerPlan
 
 
-def fill_slot(collector: Collector, actor: Actor, slot: int) -> None:
-    """Collect one slot where environments and agent share a process."""
+def fill_slot(collector: Collector, actor: Actor, slot: int, must_stop: Callable[[], bool] | None = None) -> None:
+    """Collect one slot where environments and agent share a process; given up as soon as ``must_stop()``."""
     collector.begin(slot)
     actor.begin(slot)
     everyone = slice(0, collector.views.num_envs)
     for t in range(actor.num_steps):
+        if must_stop is not None and must_stop():
+            return
         actor.act(t, everyone)
         collector.step(slot, t)
     actor.end()
@@ -24,7 +28,7 @@ class LocalFill:
     """Fills a worker's columns of a slot.  Training and evaluation share one copy of the agent."""
 
     def __init__(self, plan: StationPlan, worker: WorkerPlan, collectors: list[Collector]) -> None:
-        self._agent = worker.agent
+        self._agent, self._control = worker.agent, worker.control
         if not hasattr(self._agent, "spaces"):
             torch.set_num_threads(worker.num_threads)
             self._agent.initialize(worker.spaces, seed=0)
@@ -52,4 +56,7 @@ class LocalFill:
         """Fill the slot with the newest parameters."""
         self._agent.pull()
         for collector, actor in zip(self._collectors, self._actors):
-            fill_slot(collector, actor, slot)
+            fill_slot(collector, actor, slot, self._must_stop)
+
+    def _must_stop(self) -> bool:
+        return int(self._control.command) == STOP

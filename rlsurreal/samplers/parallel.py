@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from rlsurreal.samplers.base import (
     SlotBoard,
     check_engine_can_wait,
     check_spaces_agree,
+    never,
     play_episodes,
     replica,
 )
@@ -373,7 +374,7 @@ class ParallelSampler(SamplerSettings):
         in_processes = {"workers": True, "servers": self.inference is not None and self._train_server is None}
         return {name: float(np.mean(part)) for name, part in parts.items() if in_processes[name] and len(part)}
 
-    def evaluate(self) -> list[TrajInfo]:
+    def evaluate(self, give_up: Callable[[], bool] = never) -> list[TrajInfo] | None:
         """Play ``evaluation.episodes_per_env`` games in each evaluation environment; workers go on afterwards."""
         with self._working() as crew:
             for i in range(self.num_slots):
@@ -383,7 +384,12 @@ class ParallelSampler(SamplerSettings):
                 self._eval_command = EVALUATE_AFRESH
                 with contextlib.suppress(LostInEvaluation):  # a worker that is lost twice in a row ends the run
                     return play_episodes(
-                        self.evaluation, self._fill_evaluation, self._on_hold, self._eval_can_skip, self._discount
+                        self.evaluation,
+                        self._fill_evaluation,
+                        self._on_hold,
+                        self._eval_can_skip,
+                        self._discount,
+                        give_up,
                     )
 
     def _fill_evaluation(self) -> EnvSamples:

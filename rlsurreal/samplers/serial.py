@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from rlsurreal.samplers.base import (
     SlotBoard,
     check_engine_can_wait,
     check_spaces_agree,
+    never,
     play_episodes,
 )
 from rlsurreal.samplers.collector import Collector
@@ -122,12 +123,13 @@ class SerialSampler(SamplerSettings):
         ended, self._trajectories = self._trajectories, []
         return ended
 
-    def evaluate(self) -> list[TrajInfo]:
-        """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment."""
+    def evaluate(self, give_up: Callable[[], bool] = never) -> list[TrajInfo] | None:
+        """Play ``evaluation.episodes_per_env`` episodes in each evaluation environment; see `Sampler.evaluate`."""
         station = self._evaluation_station()
         station.collector.start()
         collector = station.collector
-        return play_episodes(self.evaluation, station.fill, collector.on_hold, collector.env.can_skip, self._discount)
+        can_skip = collector.env.can_skip
+        return play_episodes(self.evaluation, station.fill, collector.on_hold, can_skip, self._discount, give_up)
 
     def film(self, max_steps: int) -> Iterator[np.ndarray]:
         """Play one episode in the first evaluation environment; its frame before each of at most ``max_steps`` steps.
@@ -215,6 +217,7 @@ class Station:
     """One vector environment with its slot, and the actor that plays it."""
 
     next_slot = 0
+    _has_told_problem = False  # with the environments' state
 
     def __init__(
         self,
@@ -261,17 +264,24 @@ class Station:
 
     def get_state(self) -> dict[str, Any]:
         """Environments (None where they cannot be saved), agent state and the row that begins the next slot."""
-        env = self.collector.env
-        env_state = env.get_state() if isinstance(env, HasState) else None
-        try:
-            to_plain(env_state)
-        except ValueError:  # it holds objects of its own classes, and loading a checkpoint must not run their code
-            env_state = None
         return {
-            "env": env_state,
+            "env": self._env_state(),
             "actor": self.actor.get_state(),
             "last_row": tree_map(np.array, plain(self._last_row())),
         }
+
+    def _env_state(self) -> Any:
+        env: Any = self.collector.env
+        state = env.get_state() if isinstance(env, HasState) else None
+        problem = env.state_problem() if state is None and hasattr(env, "state_problem") else None
+        try:
+            to_plain(state)
+        except ValueError as error:  # it holds objects of its own classes, and loading must not run their code
+            state, problem = None, str(error)
+        if problem is not None and not self._has_told_problem:
+            self._has_told_problem = True
+            _log.info("a resumed run will begin new episodes: environments cannot be saved: %s", problem)
+        return state
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """Continue from `get_state`; whether the environments could be continued."""

@@ -129,6 +129,8 @@ class _Station:
         for t in range(self._plan.batch.num_steps):
             for unit, collector in zip(units, self._collectors):
                 wait(unit.act_ready, control)
+                if int(control.command) == STOP:  # another worker has failed: leave, and close the environments
+                    return
                 collector.step(slot, t)
                 unit.obs_ready.post()
 

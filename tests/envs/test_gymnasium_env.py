@@ -371,6 +371,17 @@ def test_failures_name_the_environment(mode: str, at: int, message: str, use_ski
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+class Numbered(CountingEnv):
+    def __init__(self, number: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.number = number
+
+
+def test_environments_are_told_their_number_if_they_ask() -> None:
+    vector = GymnasiumEnv(factory=Numbered, kwargs={"lengths": 3}, index_argument="number").make(3, 10, SEED)
+    assert [env.number for env in vector.envs] == [10, 11, 12]  # type: ignore[attr-defined]
+
+
 def test_actions_that_are_not_finite_are_blamed_on_the_agent() -> None:
     vector = GymnasiumEnv(factory="Pendulum-v1").make(2, 10, SEED)
     record = slot(vector, 3)

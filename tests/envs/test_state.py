@@ -95,7 +95,7 @@ def test_continues_bit_for_bit(name: str, saved_at: Any) -> None:
                 break
             run(vector, draw(1))
         assert vector._ended
-    assert isinstance(vector, HasState) and vector.supports_state()
+    assert isinstance(vector, HasState) and vector.state_problem() is None
     state = pickle.loads(pickle.dumps(vector.get_state()))
     actions = draw(50)
     expected = run(vector, actions)
@@ -186,7 +186,7 @@ class HalfSaving(Opaque):
 @pytest.mark.parametrize("kind", [Opaque, HalfSaving])
 def test_what_cannot_be_saved_says_so(kind: type[CountingEnv]) -> None:
     vector = GymnasiumEnv(factory=kind).make(2, 0, 0)
-    assert not vector.supports_state() and vector.get_state() is None
+    assert vector.state_problem() is not None and vector.get_state() is None
     problem = state_problem(vector.envs[0])
     assert problem is not None and "attribute 'generator'" in problem and "get_state()" in problem
 

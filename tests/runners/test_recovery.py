@@ -284,33 +284,45 @@ def test_the_best_of_a_run_that_was_killed_is_not_forgotten(tmp_path):
     assert load_checkpoint(best)["best"] == 1e6
 
 
-def test_what_is_learned_is_saved_before_an_evaluation_that_a_signal_has_to_wait_for(tmp_path):
-    def saved() -> list[int]:
-        return [step for step, _ in list_checkpoints(tmp_path / "run_0" / "checkpoints")]
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_what_is_learned_is_saved_although_a_signal_comes_with_an_evaluation(tmp_path, when):
+    """Before it, all is saved, and then evaluated; in it, the evaluation is left to the run that goes on."""
+    events: list[str] = []
 
     class Evaluated(SerialSampler):
-        def evaluate(self) -> Any:
-            during.append(saved())
-            return super().evaluate()
+        def evaluate(self, give_up: Any = None) -> Any:
+            events.append(f"{len(list_checkpoints(tmp_path / 'run_0' / 'checkpoints'))} saved")
+            if when == "during" and len(events) == 5:
+                signal.raise_signal(signal.SIGTERM)
+            found = super().evaluate(give_up)
+            events.append("left out" if found is None else "evaluation")
+            return found
 
     class Signalled(PPO):
         def update(self, samples: Any, progress: float) -> Any:
-            if len(during) == 1:
+            if when == "before" and len(events) == 3:
                 signal.raise_signal(signal.SIGTERM)
+            events.append("update")
             return super().update(samples, progress)
 
-    during: list[list[int]] = []
-    evaluation = EvalSpec(env=HEALTHY, num_envs=1, episodes_per_env=1)
-    run = trainer(
-        tmp_path,
-        Evaluated(env=HEALTHY, batch=BATCH, evaluation=evaluation),
-        algo=Signalled(num_epochs=1, num_minibatches=1),
-        eval_interval_steps=1,  # in each iteration
-        total_env_steps=10_000,
-    )
+    def make() -> Trainer:
+        return trainer(
+            tmp_path,
+            Evaluated(env=HEALTHY, batch=BATCH, evaluation=EvalSpec(env=HEALTHY, num_envs=1, episodes_per_env=1)),
+            algo=Signalled(num_epochs=1, num_minibatches=1),
+            eval_interval_steps=1,  # in each iteration
+            total_env_steps=3 * BATCH.size,
+        )
+
+    run = make()
     folder = run.train()
-    assert run.interrupted_by == "SIGTERM" and len(during) == 2
-    assert during[0] == [] and len(during[1]) == 1, "before the second evaluation"
+    assert run.interrupted_by == "SIGTERM"
+    first = ["update", "0 saved", "evaluation", "update"]
+    assert events == [*first, *(["0 saved", "left out"] if when == "during" else ["1 saved", "evaluation"])]
     ((steps, path),) = list_checkpoints(folder / "checkpoints")
-    assert load_checkpoint(path)["evaluations"]["evaluated_at"] == steps == during[1][0], "and after it once more"
-    assert f"stopped by SIGTERM after {steps} of 10000" in (folder / "log.txt").read_text()
+    assert load_checkpoint(path)["evaluations"]["evaluated_at"] == (steps // 2 if when == "during" else steps)
+    assert f"stopped by SIGTERM after {steps} of " in (folder / "log.txt").read_text()
+    events[:] = ["of another run"] * 10
+    make().train(resume=folder)
+    assert events[10:12] == (["1 saved", "evaluation"] if when == "during" else ["update", "1 saved"])
+    assert events[-1] == "evaluation"

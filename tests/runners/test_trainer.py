@@ -183,6 +183,17 @@ def test_environments_without_state_start_new_episodes_and_say_so(tmp_path):
     assert int(rows(folder)[-1]["step"]) >= 1600
 
 
+def test_why_environments_cannot_be_saved_is_said_once(tmp_path):
+    class Locked(CountingEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    policy = CheckpointPolicy(interval_steps=200)
+    folder = trainer(tmp_path, GymnasiumEnv(factory=Locked), checkpoints=policy).train()
+    assert (folder / "log.txt").read_text().count("cannot be saved: attribute 'lock' of Locked is a _thread.lock") == 1
+
+
 def test_run_folder_has_configuration_versions_and_log(tmp_path):
     folder = trainer(tmp_path, eval_interval_steps=400).train()
     configuration = json.loads((folder / "config.json").read_text())

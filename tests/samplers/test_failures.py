@@ -431,8 +431,9 @@ class WithSimulator(FailingEnv):
         self.simulator.kill()
 
 
+@pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("kind", ["worker", "served"])
-def test_what_environments_started_is_gone_after_another_one_failed(kind):
+def test_what_environments_started_is_gone_after_another_one_failed(kind, num_workers):
     seconds = 100_000 + os.getpid()  # a command line like no other
     env = GymnasiumEnv(
         factory=WithSimulator,
@@ -444,7 +445,7 @@ def test_what_environments_started_is_gone_after_another_one_failed(kind):
 
     try:
         with pytest.raises(ChildError, match="FailingEnv fails in step"):
-            sample(ParallelSampler(env=env, batch=BatchSpec(8, 4), num_workers=1, **KINDS[kind]))
+            sample(ParallelSampler(env=env, batch=BatchSpec(5_000, 4), num_workers=num_workers, **KINDS[kind]))
         deadline = time.monotonic() + 2
         while simulators() and time.monotonic() < deadline:
             time.sleep(0.02)
