@@ -150,6 +150,7 @@ def make_job(
         max_restarts=args.max_restarts,
         grace_s=args.grace,
         python=args.python,
+        env=tuple(args.env),
         # Of runs on the same hosts, each has a port of its own, nearly always.
         port=getattr(args, "port", None) or 20_000 + zlib.crc32(name.encode()) % 10_000,
     )
@@ -218,6 +219,9 @@ def add_backend(backends: Any, name: str, run: Any, module: Any, python: str, ma
     )
     parser.add_argument(
         "--grace", type=int, metavar="SECONDS", default=120, help="for saving when told to stop (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=value", help="environment variable (several: --env again)"
     )
     parser.add_argument("--python", default=python, help="interpreter on the nodes (default: %(default)s)")
     return parser

@@ -12,6 +12,7 @@ import shlex
 from dataclasses import dataclass
 
 MARGIN_S = 30  # by which whatever ends a node's agent waits longer than the agent waits for its ranks
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=[^\n]*")
 _FOLDER = re.compile(r"/?[\w.+-]+(/[\w.+-]+)*")
 _NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 _MAX_NAME = 50  # Kubernetes appends a pod's number, and allows 63 characters
@@ -36,6 +37,7 @@ class Job:
     grace_s: int = 120  # for saving, after a node has been told to stop
     python: str = "python"
     port: int = 29400  # of the rendezvous, on the first node
+    env: tuple[str, ...] = ()  # NAME=value, of the nodes' processes
 
     def __post_init__(self) -> None:
         for name, least in (("num_nodes", 1), ("ranks_per_node", 1), ("gpus_per_node", 0), ("max_restarts", 0)):
@@ -45,6 +47,9 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        for word in self.env:
+            if not _VARIABLE.fullmatch(word):
+                raise ValueError(f"env has {word!r}; write NAME=value")
         if not 1024 <= self.port < 65536:
             raise ValueError(f"port is {self.port}; choose one from 1024 to 65535")
         if not _FOLDER.fullmatch(self.folder):  # it goes through shells and file formats with rules of their own
@@ -81,7 +86,7 @@ def agent_command(
         folder: instead of the job's.
     """
     lines = [
-        f"env PYTHONUNBUFFERED=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT={job.grace_s}",
+        f"env PYTHONUNBUFFERED=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT={job.grace_s} {shlex.join(job.env)}".rstrip(),
         f"{shlex.quote(job.python)} -m torch.distributed.run",
         f"--nnodes {job.num_nodes} --nproc-per-node {job.ranks_per_node} --max-restarts {job.max_restarts}",
         f"--rdzv-backend c10d --rdzv-endpoint {host}:{port or job.port} --rdzv-id {job.name}",

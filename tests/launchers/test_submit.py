@@ -27,6 +27,7 @@ finally:
     sys.path.pop(0)
 
 WORDS = ("agent.model.kwargs.hidden_sizes=(64,64)", "name=$HOME", "root=$(id)", "a=it's", 'b="c d"', "d=$$", "e=\\n*")
+WHERE = "it's $HOME $(here) $$"
 JOB = Job(
     name="run-1",
     recipe="debug",
@@ -36,6 +37,7 @@ JOB = Job(
     ranks_per_node=4,
     cpus_per_node=8,
     python="show-arguments",
+    env=(f"WHERE={WHERE}",),
 )
 MOUNTED = dataclasses.replace(JOB, folder="/runs/run_1")
 
@@ -52,7 +54,10 @@ def programs(tmp_path, monkeypatch):
         return path
 
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    make("show-arguments", f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    make(
+        "show-arguments",
+        f"#!{sys.executable}\nimport json, os, sys\nassert os.environ['WHERE'] == {WHERE!r}\nprint(json.dumps(sys.argv[1:]))\n",
+    )
     return make
 
 
@@ -280,6 +285,7 @@ HOSTS = ["hosts", "debug", "--hosts", "a,b"]
         ([*SKYPILOT, "--folder", "runs/a"], "use /runs/NAME"),
         (["skypilot", "debug", "device=cuda", *SKYPILOT[2:], "--gpus", "1"], "gpu_type is not given"),
         (["hosts", "debug", "--hosts", "a,a"], "give each host once"),
+        ([*HOSTS, "--env", "1A"], "env has '1A'; write NAME=value"),
         ([*HOSTS, "--port", "80"], "port is 80; choose one from 1024"),
         ([*HOSTS, "--ssh", "/no/such/ssh"], "cannot run '/no/such/ssh'"),
     ],
