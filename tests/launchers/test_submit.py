@@ -56,7 +56,8 @@ def programs(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     make(
         "show-arguments",
-        f"#!{sys.executable}\nimport json, os, sys\nassert os.environ['WHERE'] == {WHERE!r}\nprint(json.dumps(sys.argv[1:]))\n",
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"assert os.environ['WHERE'] == {WHERE!r}\nprint(json.dumps(sys.argv[1:]))\n",
     )
     return make
 
