@@ -100,8 +100,8 @@ def test_recipe_trains(name: str, tmp_path: Path) -> None:
     evaluated: list[list[Any]] = []
     evaluate = trainer.sampler.evaluate
 
-    def record_evaluation() -> list[Any]:
-        evaluated.append(evaluate())
+    def record_evaluation(give_up: Any) -> list[Any]:
+        evaluated.append(evaluate(give_up))
         return evaluated[-1]
 
     trainer.sampler.evaluate = record_evaluation
