@@ -176,6 +176,11 @@ class TrajInfo:
 # ---------------------------------------------------------------- what the parts ask of each other
 
 
+def never() -> bool:
+    """When an evaluation is given up unless somebody says so."""
+    return False
+
+
 class VectorEnv(Protocol):
     """A batch of environments with next-step reset, stepped together and written straight into the slot."""
 
@@ -355,7 +360,7 @@ class Sampler(Protocol):
     def pop_trajectories(self) -> list[TrajInfo]:
         """Games that ended in the slots obtained since the last call."""
 
-    def evaluate(self, give_up: Callable[[], bool] = ...) -> list[TrajInfo] | None:
+    def evaluate(self, give_up: Callable[[], bool] = never) -> list[TrajInfo] | None:
         """Play a fixed number of episodes in each evaluation environment, without touching the sampling state.
 
         None: ``give_up()`` wanted it, which is asked now and then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -64,6 +65,10 @@ class _Check:
         self.problems: dict[str, str] = {}
         self.warnings: dict[str, str] = {}
         self.info_keys: set[str] = set()
+        self.info_examples: dict[str, np.ndarray] = {}
+        with suppress(ValueError):  # which `check_infos` reports
+            info_example(self.info_fields)
+            self.info_examples = {key: np.asarray(example) for key, example in self.info_fields.items()}
 
     def problem(self, kind: str, text: str) -> None:
         self.problems.setdefault(kind, text)
@@ -244,8 +249,8 @@ class _Check:
 
     def check_info(self, info: Mapping[str, Any]) -> None:
         self.info_keys.update(info)
-        for key in self.info_fields.keys() & info.keys():
-            example = np.asarray(self.info_fields[key])
+        for key in self.info_examples.keys() & info.keys():
+            example = self.info_examples[key]
             problem = info_problem(key, example, info)
             if problem is not None:
                 self.problem("info", problem)

@@ -95,7 +95,7 @@ class GymnasiumEnv:
 
     def make_one(self, index: int = 0) -> gym.Env:
         """The environment of this number, neither seeded nor reset."""
-        kwargs = dict(self.kwargs) if self.index_argument is None else {**self.kwargs, self.index_argument: index}
+        kwargs = {**self.kwargs, **({self.index_argument: index} if self.index_argument else {})}
         if isinstance(self.factory, str):
             spec = self._registered()
             module = _entry_module(spec)

@@ -15,7 +15,7 @@ import torch
 from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.runners.checkpoints import Checkpoints
 from rlsurreal.runners.counter import Counter
-from rlsurreal.structs import Agent, Sampler, Samples, TrajInfo
+from rlsurreal.structs import Agent, Sampler, Samples, TrajInfo, never
 from rlsurreal.utils.logger import MetricLogger, ProgressBar
 from rlsurreal.utils.timing import PhaseTimer
 
@@ -293,8 +293,6 @@ class Evaluations(_Watching):
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Evaluate if it is time."""
         if is_due(counter, self._evaluated_at, self._interval_steps):
-            if self._is_leaving():  # who waits for that may not wait for the evaluation
-                self._checkpoints.save(counter)
             self._evaluate(counter, records_score(samples))
 
     def finish(self, counter: Counter) -> None:
@@ -303,7 +301,11 @@ class Evaluations(_Watching):
             self._evaluate(counter, has_score=False)
 
     def _evaluate(self, counter: Counter, has_score: bool) -> None:
-        own = self._sampler.evaluate(self._give_up_if_interrupted()) if self._has_part else []
+        is_leaving = self._is_leaving()
+        if is_leaving:  # who waits for that may not wait for the evaluation
+            self._checkpoints.save(counter)
+        give_up = never if is_leaving else self._is_interrupted
+        own = self._sampler.evaluate(give_up) if self._has_part else []
         parts = self._ranks.gather(own)
         games = self._ranks.share(None if None in parts else [game for part in parts for game in part])
         if games is None:  # nothing of it is saved: the run that goes on makes it
@@ -311,11 +313,6 @@ class Evaluations(_Watching):
         self._evaluated_at = counter.env_steps
         self._log.add(trajectory_statistics(games, "eval/", has_score=has_score))
         self._checkpoints.after_evaluation(counter, float(np.mean([game.total_reward for game in games])))
-
-    def _give_up_if_interrupted(self) -> Callable[[], bool]:
-        """Interrupted in an evaluation; what was learned before an interrupt is saved before the evaluation begins."""
-        was_interrupted = self._is_interrupted()
-        return lambda: self._is_interrupted() and not was_interrupted
 
     def state_dict(self) -> dict[str, Any]:
         """When the last evaluation was."""

@@ -14,7 +14,6 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ import torch
 
 from rlsurreal.distributed.group import local_place
 from rlsurreal.distributed.ranks import Ranks
+from rlsurreal.runners.agreement import check_parameters, check_settings
 from rlsurreal.runners.checkpoints import Checkpoints, load_latest
 from rlsurreal.runners.counter import Counter
 from rlsurreal.runners.division import divide, plays
@@ -63,7 +63,7 @@ class Run:
     def train(self, resume: str | Path | None, folder: str | Path | None) -> None:
         """See `rlsurreal.runners.Trainer.train`."""
         if self._ranks.count > 1:
-            _check_settings(self._trainer, self._ranks)
+            check_settings(self._trainer, self._ranks)
             _share_cpus(self._ranks)
         saved = self._open(resume, folder)
         with contextlib.ExitStack() as stack:
@@ -170,7 +170,7 @@ class Run:
             "num_iterations": -(-trainer.total_env_steps // steps_per_iteration),
         }
         if ranks.count > 1:
-            _check_parameters(self._agent, ranks)
+            check_parameters(self._agent, ranks)
         algo.initialize(self._agent, sampler.batch, seed=derive_seed(trainer.seed, "algo"), ranks=ranks, **options)
         sampler.initialize(self._agent, discount=algo.discount, **options)
 
@@ -236,44 +236,6 @@ class Run:
         name = "environment_resumed.json" if self._is_resumed else "environment.json"
         with atomic_write(self.folder / name, "w") as file:
             json.dump({**describe_environment(), "ranks": self._ranks.count}, file, indent=1)
-
-
-def _check_settings(trainer: Trainer, ranks: Ranks) -> None:
-    """ValueError, on all ranks, if they were started with different settings, and would wait for each other in vain."""
-    first, *others = ranks.gather(dict(_settings(config.to_tree(trainer, strict=False)))) or [{}]
-    texts = [
-        f"{name} is {first.get(name)!r} on rank 0 and {own.get(name)!r} on rank {index}"
-        for index, own in enumerate(others, 1)
-        for name in dict.fromkeys([*first, *own])
-        if first.get(name) != own.get(name)
-    ]
-    found = ranks.share("; ".join(texts))
-    if found:
-        raise ValueError(f"ranks were started with different settings; give all of them the same: {found}")
-
-
-def _settings(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values in what `config.to_tree` gives."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if key == "repr":  # of what has no name: it may have its place in memory
-                continue
-            yield from _settings(value, path if key == "fields" else f"{path}.{key}".lstrip("."))
-    else:
-        yield path, tree
-
-
-def _check_parameters(agent: Any, ranks: Ranks) -> None:
-    """ValueError, on all ranks, if they do not begin with the same parameters: they would stay apart for ever."""
-    named = {name: tensor for name, tensor in agent.tensors().items() if tensor.is_floating_point()}
-    own = torch.stack([tensor.detach().double().square().sum().cpu() for tensor in named.values()])
-    apart = ranks.max(own.clone()) + ranks.max(-own)
-    for name, difference in zip(named, apart.tolist()):
-        if difference:
-            raise ValueError(
-                f"the agent's parameter {name!r} differs between ranks; draw initial weights from torch's generator "
-                "alone, which is seeded alike on all of them"
-            )
 
 
 def _share_cpus(ranks: Ranks) -> None:

@@ -149,11 +149,6 @@ def play_episodes(
     return played
 
 
-def never() -> bool:
-    """An evaluation that nothing interrupts."""
-    return False
-
-
 def check_engine_can_wait(settings: SamplerSettings, can_skip: bool) -> None:
     """ValueError if environments that go on by themselves are asked to wait."""
     if not can_skip and (not settings.mid_batch_reset or settings.max_decorrelation_steps):

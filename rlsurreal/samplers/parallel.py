@@ -30,7 +30,6 @@ from rlsurreal.samplers.base import (
     SlotBoard,
     check_engine_can_wait,
     check_spaces_agree,
-    never,
     play_episodes,
     replica,
 )
@@ -50,7 +49,7 @@ from rlsurreal.samplers.server import InferenceServer, Server, ServerPlan, make_
 from rlsurreal.samplers.slots import allocate_slots
 from rlsurreal.samplers.trajectories import TrajectoryTracker
 from rlsurreal.samplers.worker import describe_env, run_worker
-from rlsurreal.structs import Agent, EnvSamples, Samples, Spaces, TrajInfo
+from rlsurreal.structs import Agent, EnvSamples, Samples, Spaces, TrajInfo, never
 from rlsurreal.utils.affinity import Affinity, make_affinity
 from rlsurreal.utils.programs import Compile
 from rlsurreal.utils.seeding import derive_seed

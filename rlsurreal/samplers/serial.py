@@ -17,14 +17,13 @@ from rlsurreal.samplers.base import (
     SlotBoard,
     check_engine_can_wait,
     check_spaces_agree,
-    never,
     play_episodes,
 )
 from rlsurreal.samplers.collector import Collector
 from rlsurreal.samplers.local import fill_slot
 from rlsurreal.samplers.slots import SlotViews, allocate_slots
 from rlsurreal.samplers.trajectories import TrajectoryTracker
-from rlsurreal.structs import Agent, BatchSpec, EnvSamples, HasState, Samples, Spaces, TrajInfo, VectorEnv
+from rlsurreal.structs import Agent, BatchSpec, EnvSamples, HasState, Samples, Spaces, TrajInfo, VectorEnv, never
 from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.plain import to_plain
 from rlsurreal.utils.programs import Compile

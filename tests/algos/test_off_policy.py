@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +33,11 @@ from rlsurreal.models import (
     RecurrentCritics,
     StochasticPolicy,
 )
-from rlsurreal.replays import Fifo, Hindsight, NStep, Prioritized, Replay, ReplayRatio, Ticket, Windows
+from rlsurreal.replays import Fifo, Hindsight, NStep, Prioritized, Replay, ReplayRatio, Windows
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import AsyncSampler, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import BitFlipEnv
-from rlsurreal.testing.ranks import run_ranks
-from rlsurreal.utils.namedarraytuple import NamedArrayTuple, tree_map
 from rlsurreal.utils.schedules import Linear
 
 torch.set_num_threads(1)
@@ -463,16 +460,6 @@ def test_exploration_is_laid_out_over_the_environments_of_all_ranks(name):
     assert agent.initial_state(2, first_env=2).env.tolist() == [2, 3]
 
 
-def test_fifo_is_for_one_rank():
-    def learn(ranks: Ranks) -> None:
-        with BUILDING:
-            fifo = Replay(capacity=400, selector=Fifo())
-            Run("dqn", ranks=ranks, replay=fifo, limiter=ReplayRatio(ratio=1, min_steps=1))
-
-    with pytest.raises(ValueError, match="Fifo, and there are 2 ranks"):
-        run_ranks(2, learn)
-
-
 @pytest.mark.parametrize("name", ["dqn", "r2d2", "sac", "td3"])
 @pytest.mark.parametrize("kind", ["lock step", "asynchronous"])
 def test_native_engines(kind, name):
@@ -536,6 +523,7 @@ def test_parts_that_do_not_suit_are_refused_before_anything_is_collected():
         ("discrete-sac", q_agent, {}, "DiscreteSAC learns a PolicyAgent, and agent is a QAgent"),
         ("discrete-sac", None, {"critic": plain}, "DiscreteSAC.critic is a CriticEnsemble; it must be a QEnsemble"),
         ("recurrent-sac", None, {"critic": plain}, "RecurrentSAC.critic is a Cri.*; it must be a RecurrentCritics"),
+        ("dqn", None, {"num_taus": 8}, "DQN.num_taus is 8, and the Q-network draws no quantiles"),
         ("sac", None, {"critic": several}, "SAC.critic has num_atoms=5, and is to give expected returns"),
         ("ddpg", None, {"critic": critic(num_critics=1, dropout=0.1)}, "DDPG.critic has dropout"),
         (
@@ -567,105 +555,6 @@ def test_a_chosen_first_priority_is_what_sequences_get():
     run.advance(4)
     leaves = run.algo.replay.selector.tree.leaves
     assert set(leaves[leaves > 0]) == {3.0}
-
-
-# ---------------------------------------------------------------- several ranks
-
-
-BUILDING = threading.Lock()  # weights are drawn from the process's one generator
-
-
-class Weighted(NamedArrayTuple):
-    """A batch that has weights alone."""
-
-    weight: Any
-
-
-def constant_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that every row has the same, whichever rank it is on."""
-    for name, value in (("randn", 0.3), ("rand", 0.6)):
-        monkeypatch.setattr(
-            torch, name, lambda *size, generator=None, device=None, v=value: torch.full(torch.zeros(*size).shape, v)
-        )
-
-
-def half_of(batch: Any, index: int) -> Any:
-    """Of a batch of 8, or of sequences ``[L, 8]``."""
-    part = slice(4 * index, 4 * index + 4)
-    if not hasattr(batch, "state"):
-        return batch[part]
-    halves = tree_map(lambda x: x[:, part], batch._replace(state=None, weight=None))
-    return halves._replace(state=tree_map(lambda x: x[part], batch.state), weight=batch.weight[part])
-
-
-@EVERY
-def test_two_ranks_with_half_the_batch_are_one_with_the_whole(name, monkeypatch):
-    source = Run(name)
-    source.advance(20)
-    batches = [source.algo.replay.sample(8)[0] for _ in range(4)]
-    constant_noise(monkeypatch)
-
-    def learn(ranks: Ranks) -> tuple[dict[str, torch.Tensor], dict[str, float], list[torch.Tensor]]:
-        with BUILDING:
-            run = Run(name, ranks=ranks, target_tau=0.5)  # so that targets move by more than is tolerated below
-        priorities = []
-        for batch in batches:
-            priorities.append(run.algo._update(batch if ranks.count == 1 else half_of(batch, ranks.index), 0.5).clone())
-            run.algo._num_updates += 1
-        metrics = {key: float(value) for key, value in run.algo._take_metrics().items()}
-        return run.tensors(), metrics, priorities
-
-    tensors, metrics, priorities = learn(ALONE)
-    first, second = run_ranks(2, learn)
-    for key, expected in tensors.items():
-        if "generator" in key:
-            continue
-        assert torch.equal(first[0][key], second[0][key]), key
-        torch.testing.assert_close(
-            first[0][key], expected, atol=3e-5, rtol=1e-3, msg=lambda text, key=key: f"{key} {text}"
-        )
-    assert first[1] == second[1] == pytest.approx(metrics, rel=1e-3, abs=1e-4)
-    for whole, *halves in zip(priorities, first[2], second[2]):
-        torch.testing.assert_close(torch.cat(halves), whole, atol=1e-4, rtol=1e-3)
-
-
-def test_two_ranks_hold_the_ratio_together_and_stay_alike():
-    def learn(ranks: Ranks) -> tuple[int, int, dict[str, torch.Tensor], float]:
-        with BUILDING:
-            run = Run("sac-normalized", ranks=ranks)
-        for _ in range(ranks.index):  # so that its slots are not those of the other
-            run.sampler.release(run.sampler.obtain())
-        run.advance(20)
-        return run.num_steps, run.algo._num_updates, run.tensors(), run.algo.limiter.achieved
-
-    first, second = run_ranks(2, learn)
-    total = first[0] + second[0]
-    assert first[1] == second[1] == int((total - 20) * 3 / 8) > 10
-    for key in first[2]:
-        if "generator" not in key and "sums" not in key:  # metrics are summed over ranks when they are read
-            assert torch.equal(first[2][key], second[2][key]), key
-
-
-def test_importance_weights_have_one_largest_over_all_ranks():
-    """As if both shards were one, half of each batch from either."""
-
-    def draw(ranks: Ranks) -> tuple[torch.Tensor, np.ndarray]:
-        with BUILDING:
-            run = Run("dqn", ranks=ranks)
-        run.advance(8)
-        run.algo.replay.selector.tree.set_range(0, run.algo.replay.selector.tree.num_leaves, 0.0)
-        run.algo.replay.selector.tree.set(np.arange(6), np.linspace(1, 3 + 5 * ranks.index, 6))
-        drawn = run.algo.replay.selector.draw(40, np.random.default_rng(ranks.index), 0.0)
-        batch = Weighted(torch.from_numpy(drawn.weight))
-        weight = run.algo._with_common_weights(batch, Ticket(drawn.starts, drawn.envs, drawn.largest_weight)).weight
-        tree = run.algo.replay.selector.tree
-        places = run.algo.replay.starts.ring.flat(drawn.starts, drawn.envs)
-        return weight, tree.leaves[places] / tree.total
-
-    (one, one_p), (other, other_p) = run_ranks(2, draw)
-    chance = np.concatenate([one_p, other_p]) / 2
-    expected = chance**-0.4 / (chance**-0.4).max()
-    np.testing.assert_allclose(torch.cat([one, other]).numpy(), expected, rtol=1e-5)
 
 
 def test_first_priorities_of_sequences_reach_the_replay():

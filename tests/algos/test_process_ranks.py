@@ -20,7 +20,8 @@ from rlsurreal.distributed.group import join
 from rlsurreal.distributed.ranks import ALONE
 from rlsurreal.models import ActorCritic
 from rlsurreal.structs import BatchSpec
-from tests.algos.test_off_policy import CASES, Run, half_of
+from tests.algos.test_off_policy import CASES, Run
+from tests.algos.test_off_policy_ranks import half_of
 from tests.algos.test_on_policy_ranks import ALGOS, B, T, columns, some_slots
 
 torch.set_num_threads(1)

@@ -20,8 +20,9 @@ from gymnasium import spaces as gs
 from rlsurreal.distributed import group
 from rlsurreal.distributed.ranks import ALONE, Ranks
 from rlsurreal.recipes import debug, dqn_cartpole, ppo_cartpole, sac_pendulum
+from rlsurreal.runners.agreement import check_parameters, check_settings
 from rlsurreal.runners.division import divide, divided_batch, plays
-from rlsurreal.runners.run import Run, _check_parameters, _check_settings
+from rlsurreal.runners.run import Run
 from rlsurreal.structs import BatchSpec, Spaces
 from rlsurreal.testing.ranks import run_ranks
 from rlsurreal.utils import config
@@ -352,24 +353,23 @@ def test_ranks_begin_with_the_same_networks_and_random_numbers_of_their_own(reci
 def test_ranks_with_different_settings_are_told_so():
     def check(ranks: Ranks) -> None:
         steps = 5_000 if ranks.index else 4_096
-        _check_settings(config.override(debug(), {"total_env_steps": steps, "algo.num_epochs": 2 + ranks.index}), ranks)
+        check_settings(config.override(debug(), {"total_env_steps": steps, "algo.num_epochs": 2 + ranks.index}), ranks)
 
     with pytest.raises(ValueError, match=r"algo.num_epochs is 2 on rank 0 and 3 on rank 1; total_env_steps is 4096 on"):
         run_ranks(2, check)
-    run_ranks(2, lambda ranks: _check_settings(debug(), ranks))
+    run_ranks(2, lambda ranks: check_settings(debug(), ranks))
 
 
 def test_parameters_that_differ_from_the_start_are_found():
-    def check(ranks: Ranks) -> None:
-        agent = debug().agent
-        agent.initialize(Spaces(gs.Box(-1, 1, (3,)), gs.Discrete(2)), seed=ranks.index * different)
-        _check_parameters(agent, ranks)
+    def agent(seed: int) -> Any:
+        made: Any = debug().agent
+        made.initialize(Spaces(gs.Box(-1, 1, (3,)), gs.Discrete(2)), seed=seed)
+        return made
 
-    different = 0
-    run_ranks(2, check)
-    different = 1
+    alike, apart = [agent(0), agent(0)], [agent(0), agent(1)]
+    run_ranks(2, lambda ranks: check_parameters(alike[ranks.index], ranks))
     with pytest.raises(ValueError, match="parameter '.*weight' differs between ranks; draw initial weights from torch"):
-        run_ranks(2, check)
+        run_ranks(2, lambda ranks: check_parameters(apart[ranks.index], ranks))
 
 
 def test_a_number_of_ranks_is_not_given_twice(monkeypatch, tmp_path):

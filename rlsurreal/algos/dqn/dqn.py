@@ -56,6 +56,11 @@ class DQN(OffPolicy):
         agent: QAgent = self._agent
         if agent.uses_previous and not self._learns_sequences:
             raise ValueError("the Q-network is recurrent: learn from sequences, with R2D2")
+        if self.num_taus is not None and not agent.num_drawn_taus:
+            raise ValueError(
+                f"{type(self).__name__}.num_taus is {self.num_taus}, and the Q-network draws no quantiles; give it "
+                "num_cosines=64, say, or leave num_taus out"
+            )
         self._target = Target(agent.module)
         self._gradient_step = GradientStep(
             agent.module,
@@ -81,7 +86,8 @@ class DQN(OffPolicy):
         """Random numbers ``[3, N, n]`` for three passes: of the network, its target, and the choice of actions."""
         spec, size = self._agent.noise_spec, (3, self.batch_size)
         options: Any = {"generator": self._generator, "device": self._agent.device}
-        num_taus = self._agent.num_drawn_taus and (self.num_taus or self._agent.num_drawn_taus)
+        drawn = self._agent.num_drawn_taus  # in acting
+        num_taus = (self.num_taus or drawn) if drawn else 0
         return Noise(
             normal=torch.randn(*size, spec.normal, **options) if spec.normal else None,
             uniform=torch.rand(*size, num_taus, **options) if num_taus else None,

@@ -51,6 +51,7 @@ class SAC(OffPolicy):
     share_encoder: bool = False  # of images: the policy sees through the critics', which their loss alone trains
 
     _agent_class = PolicyAgent
+    _critics_like: ClassVar[type] = CriticEnsemble
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,8 +120,6 @@ class SAC(OffPolicy):
                 f"resumed was {was}; resume with {now}"
             )
         super().load_state_dict(state)
-
-    _critics_like: ClassVar[type] = CriticEnsemble
 
     def _build_critics(self) -> Any:
         critics = build_critics(self, self.critic, self._agent, self._critics_like)
