@@ -19,6 +19,8 @@ from rlsurreal.structs import Agent, Sampler, Samples, TrajInfo, never
 from rlsurreal.utils.logger import MetricLogger, ProgressBar
 from rlsurreal.utils.timing import PhaseTimer
 
+Judge = Callable[[int, dict[str, float]], str | None]  # of a number of environment steps, and a row of metrics
+
 CONSOLE_COLUMNS = {
     "return": "return/mean",
     "score": "score/mean",
@@ -112,6 +114,11 @@ class MetricLog(_Watching):
     """Writes a row of metrics at every log interval; stops the run when a metric is not finite.
 
     ``logger``: of the first rank; None on the others, whose games it is told of.
+    ``judge``: is given each row, on the first rank, and says why the run has reached what it was for, if it has.
+
+    Attributes:
+        recent: the games that training returns are of.
+        verdict: what ``judge`` has said.
     """
 
     def __init__(
@@ -122,7 +129,10 @@ class MetricLog(_Watching):
         interval_steps: int,
         timer: PhaseTimer,
         ranks: Ranks,
+        judge: Judge,
     ) -> None:
+        self.verdict: str | None = None
+        self._judge = judge
         self.recent: deque[TrajInfo] = deque(maxlen=TRAJECTORY_WINDOW)
         self._logger, self._agent, self._sampler, self._ranks = logger, agent, sampler, ranks
         self._ended: list[tuple[int, TrajInfo]] = []  # games since ranks last met here, and their iterations
@@ -185,6 +195,7 @@ class MetricLog(_Watching):
         row |= self._pending
         self._pending = {}
         self._logger.write(counter.env_steps, row)
+        self.verdict = self._judge(counter.env_steps, row)
 
     def _check_finite(self, metrics: Mapping[str, Any], counter: Counter) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]

@@ -27,6 +27,7 @@ from rlsurreal.runners.counter import Counter
 from rlsurreal.runners.division import divide, plays
 from rlsurreal.runners.interrupts import Interrupts
 from rlsurreal.runners.observers import CONSOLE_COLUMNS, Evaluations, MetricLog, Observers, Progress
+from rlsurreal.runners.verdicts import OnRow, make_judge
 from rlsurreal.structs import Samples, Spaces
 from rlsurreal.utils import config
 from rlsurreal.utils.affinity import count_cpus, pin, split_cpus, usable_cpus
@@ -53,12 +54,14 @@ class Run:
         interrupted_by: the signal that ended it before its budget was used, on any rank, or None.
     """
 
-    def __init__(self, trainer: Trainer, ranks: Ranks) -> None:
+    def __init__(self, trainer: Trainer, ranks: Ranks, on_row: OnRow | None = None) -> None:
         """Raises ValueError if the experiment cannot be divided among so many ranks."""
         self._trainer, self._ranks, self._agent = trainer, ranks, trainer.agent
         self._algo, self._sampler = divide(trainer.algo, trainer.sampler, ranks, trainer.scaling)
         self._counter, self._timer = Counter(trainer.total_env_steps), PhaseTimer()
         self.interrupted_by: str | None = None
+        self._is_enough = False  # before the budget is used
+        self._judge = make_judge(trainer, on_row)
 
     def train(self, resume: str | Path | None, folder: str | Path | None) -> None:
         """See `rlsurreal.runners.Trainer.train`."""
@@ -84,18 +87,13 @@ class Run:
                 self._loop(observers, interrupts)
                 observers.finish(self._counter)
             self._sampler.close()
-            if self.interrupted_by and logger is not None:
-                counts = self._counter.env_steps, self._counter.total_env_steps
-                kept = self._trainer.checkpoints.keep != "none"
-                further = f"continue with train(resume={str(self.folder)!r})" if kept else "nothing is kept of it"
-                logger.text.warning(
-                    "stopped by %s after %d of %d environment steps; %s", self.interrupted_by, *counts, further
-                )
+            if logger is not None:
+                self._say_how_it_ended(logger)
 
     def _loop(self, observers: Observers, interrupts: Interrupts) -> None:
         counter, timer = self._counter, self._timer
         started = time.perf_counter() - counter.seconds
-        while counter.env_steps < counter.total_env_steps and not self.interrupted_by:
+        while counter.env_steps < counter.total_env_steps and not (self.interrupted_by or self._is_enough):
             progress = counter.progress
             with observers.rescuing(counter):
                 with timer("sample"):
@@ -111,7 +109,7 @@ class Run:
                 observers.after_update(counter, samples, metrics)
             self._sampler.release(samples)
             if self._ranks.count == 1:
-                self.interrupted_by = interrupts.received
+                self.interrupted_by, self._is_enough = interrupts.received, self._log.verdict is not None
         if counter.env_steps >= counter.total_env_steps:
             self.interrupted_by = None  # there was nothing left to interrupt
 
@@ -122,12 +120,25 @@ class Run:
             seconds if self._ranks.is_first else 0.0,
             interrupts.received in ("SIGTERM", "SIGHUP"),
             interrupts.received == "SIGINT",
+            self._log.verdict is not None,
         ]
-        steps, common, terms, ints = self._ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        steps, common, terms, ints, enough = self._ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
         self._counter.env_steps += int(steps)
         self._counter.common_seconds = common
         if self._ranks.count > 1:  # alone it leaves sooner: after this iteration
             self.interrupted_by = "SIGTERM" if terms else "SIGINT" if ints else None
+            self._is_enough = bool(enough)
+
+    def _say_how_it_ended(self, logger: MetricLogger) -> None:
+        counts = self._counter.env_steps, self._counter.total_env_steps
+        if self.interrupted_by:
+            kept = self._trainer.checkpoints.keep != "none"
+            further = f"continue with train(resume={str(self.folder)!r})" if kept else "nothing is kept of it"
+            logger.text.warning(
+                "stopped by %s after %d of %d environment steps; %s", self.interrupted_by, *counts, further
+            )
+        elif self._is_enough:
+            logger.text.info("ended after %d of %d environment steps: %s", *counts, self._log.verdict)
 
     # ------------------------------------------------------------ before the loop
 
@@ -193,7 +204,9 @@ class Run:
     ) -> Observers:
         """All observers, and everything continued from ``saved``."""
         trainer, counter, sampler, ranks = self._trainer, self._counter, self._sampler, self._ranks
-        log = MetricLog(logger, self._agent, sampler, trainer.log_interval_steps, self._timer, ranks)
+        self._log = log = MetricLog(
+            logger, self._agent, sampler, trainer.log_interval_steps, self._timer, ranks, self._judge
+        )
         parts = {"counter": counter, "agent": self._agent, "algo": self._algo, "sampler": sampler, "log": log}
         checkpoints = Checkpoints(trainer.checkpoints, self.folder, parts, ranks)
         watching: list[Any] = [log, checkpoints]

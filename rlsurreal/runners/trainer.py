@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlsurreal.distributed.start import start_ranks
 from rlsurreal.runners.checkpoints import CheckpointPolicy
 from rlsurreal.runners.division import Scaling
 from rlsurreal.runners.run import Run
+from rlsurreal.runners.verdicts import OnRow
 from rlsurreal.structs import Agent, Algorithm, Sampler
 from rlsurreal.utils.logger import Console
 from rlsurreal.utils.programs import Compile
@@ -27,6 +29,8 @@ class Trainer:
     algo: Algorithm
     sampler: Sampler
     total_env_steps: int
+    stop_at_return: float | None = None  # before that, when an evaluation's mean return, or without any that of the
+    # last 100 games, is as high
     seed: int = 0
     device: str = "cpu"  # "cuda" with several ranks: each has a GPU of its own
     ranks: int = 1  # learners to start on this machine, with one gradient; torchrun starts them on several machines
@@ -54,6 +58,8 @@ class Trainer:
             raise ValueError(f"scaling is {self.scaling!r}; choose 'strong' or 'weak'")
         if self.console not in ("line", "table", "off"):
             raise ValueError(f"console is {self.console!r}; choose 'line', 'table' or 'off'")
+        if self.stop_at_return is not None and math.isnan(self.stop_at_return):
+            raise ValueError("stop_at_return is nan; give a number, or None for a run that uses its whole budget")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be at least 0")
         if not self.rank_timeout_s > 0:
@@ -83,7 +89,9 @@ class Trainer:
             except Exception as error:
                 raise ValueError(f"sampler.{name} cannot be found: {error}") from error
 
-    def train(self, resume: str | Path | None = None, *, folder: str | Path | None = None) -> Path:
+    def train(
+        self, resume: str | Path | None = None, *, folder: str | Path | None = None, on_row: OnRow | None = None
+    ) -> Path:
         """Train until the budget is used or the run is interrupted; the run's folder.
 
         Args:
@@ -91,6 +99,8 @@ class Trainer:
                 environments whose state can be saved, a resumed run equals an uninterrupted one bit for bit.
             folder: of this run, which is begun there or, if it has a checkpoint, continued: so the same call goes on
                 after whatever has happened.  None: a new folder under ``root``.
+            on_row: called with the number of environment steps and the metrics, by name, at every log interval, on the
+                first rank; where it returns True, the run ends as if its budget were used.
 
         Raises:
             ValueError: see `check`; or there is nothing to resume, or settings cannot be divided among the ranks.
@@ -99,17 +109,19 @@ class Trainer:
         """
         self.check()
         if self.ranks > 1 and not group.in_group():
-            self.interrupted_by, path = start_ranks(self.ranks, _train_as_rank, self, resume, folder)
+            self.interrupted_by, path = start_ranks(self.ranks, _train_as_rank, self, resume, folder, on_row)
             return path
         with group.join(self.rank_timeout_s, cuda=self.device.startswith("cuda")) as ranks:
             if self.ranks not in (1, ranks.count):
                 raise ValueError(f"ranks is {self.ranks}, and {ranks.count} were started from outside; leave it out")
-            run = Run(self, ranks)
+            run = Run(self, ranks, on_row)
             run.train(resume, folder)
         self.interrupted_by = run.interrupted_by
         return run.folder
 
 
-def _train_as_rank(trainer: Trainer, resume: str | Path | None, folder: str | Path | None) -> tuple[str | None, Path]:
-    path = trainer.train(resume, folder=folder)
+def _train_as_rank(
+    trainer: Trainer, resume: str | Path | None, folder: str | Path | None, on_row: OnRow | None
+) -> tuple[str | None, Path]:
+    path = trainer.train(resume, folder=folder, on_row=on_row)
     return trainer.interrupted_by, path

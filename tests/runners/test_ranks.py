@@ -130,6 +130,18 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.processes
+def test_ranks_end_together_when_the_return_is_reached(script):
+    words = [*PPO, *IN_RANKS, "total_env_steps=100_000", "stop_at_return=5"]
+    done = train(script, "ppo_cartpole", "short", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"trained {done.folder} None"
+    last = rows(done.folder)[-1]
+    assert float(last["eval/return/mean"]) >= 5 and int(last["step"]) < 2_000
+    saved = checkpoint(done.folder)["counter"]["env_steps"]
+    assert int(last["step"]) <= saved < 2_000
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "recipe, words, steps", [("ppo_cartpole", PPO, 3000), ("dqn_cartpole", [*DQN, "algo.save_replay=true"], 5000)]
 )

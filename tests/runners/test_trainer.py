@@ -400,7 +400,11 @@ def test_bad_settings_name_the_field(tmp_path, field):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"console": "tabel"}, "console is 'tabel'; choose 'line', 'table' or 'off'"), ({"seed": -1}, "seed is -1")],
+    [
+        ({"console": "tabel"}, "console is 'tabel'; choose 'line', 'table' or 'off'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"stop_at_return": float("nan")}, "stop_at_return is nan"),
+    ],
 )
 def test_other_bad_settings_are_named(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -509,3 +513,51 @@ def test_threads_are_for_arithmetic():
     assert not PPO(num_minibatches=32).wants_threads(2048) and PPO(num_minibatches=4).wants_threads(4096)
     assert not A2C().wants_threads(256) and A2C().wants_threads(4096)
     assert SAC().wants_threads(1)
+
+
+# ------------------------------------------------------------ ending before the budget is used
+
+
+def test_a_run_ends_when_it_has_reached_its_return(tmp_path, capsys):
+    run = trainer(tmp_path, total=100_000, stop_at_return=15.0, console="line")
+    folder = run.train()
+    last = rows(folder)[-1]
+    assert float(last["return/mean"]) >= 15 and int(last["trajectories"]) >= 100
+    assert all(float(row["return/mean"]) < 15 or int(row["trajectories"]) < 100 for row in rows(folder)[:-1])
+    steps = int(last["step"])
+    assert list_checkpoints(folder / "checkpoints")[-1][0] == steps
+    assert run.interrupted_by is None
+    said = capsys.readouterr().out
+    assert f"ended after {steps} of 100000 environment steps: the mean return is" in said and "stop_at_return" in said
+
+
+def test_evaluations_decide_where_there_are_any(tmp_path):
+    """CartPole gives 1 a step: each evaluated game reaches 5, and the first 100 training games have not ended."""
+    folder = trainer(tmp_path, total=8_000, stop_at_return=5.0, eval_interval_steps=800).train()
+    last = rows(folder)[-1]
+    assert float(last["eval/return/mean"]) >= 5 and 800 <= int(last["step"]) < 880 and int(last["trajectories"]) < 100
+
+
+def test_rows_are_shown_and_may_end_the_run(tmp_path):
+    seen: list[tuple[int, float]] = []
+
+    def on_row(env_steps: int, row: dict[str, float]) -> object:
+        seen.append((env_steps, row["return/mean"]))
+        return env_steps >= 800 or "what is not True ends nothing"  # as what `file.write` returns
+
+    folder = trainer(tmp_path).train(on_row=on_row)
+    written = [(int(row["step"]), float(row["return/mean"])) for row in rows(folder)]
+    assert seen == written and len(seen) == 2
+    trainer(tmp_path).train(resume=folder)
+    assert int(rows(folder)[-1]["step"]) >= 1600
+
+
+def test_what_goes_wrong_in_on_row_is_raised_and_loses_nothing(tmp_path):
+    def on_row(env_steps: int, row: dict[str, float]) -> None:
+        if env_steps >= 800:
+            raise RuntimeError("no network")
+
+    with pytest.raises(RuntimeError, match="no network"):
+        trainer(tmp_path).train(on_row=on_row)
+    (folder,) = tmp_path.iterdir()
+    assert list_checkpoints(folder / "checkpoints")[-1][0] >= 800
