@@ -1,4 +1,4 @@
-"""SAC: a random policy, learned from replay, on a task with continuous actions.
+"""SAC: a stochastic policy, learned from replay, on a task with continuous actions.
 
     python examples/6_sac.py                  Pendulum-v1 swings up, in a minute or two
     python examples/6_sac.py HalfCheetah-v5   a real task: an hour and more

@@ -124,7 +124,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--runs-per-gpu", type=int, metavar="N", help="at the same time")
     group.add_argument("--cpus-per-run", type=int, metavar="N", help="without it, equal shares")
     yes_or_no = argparse.BooleanOptionalAction
-    group.add_argument("--use-hyperthreads", action=yes_or_no, help="or of each core one CPU")
+    group.add_argument("--use-hyperthreads", action=yes_or_no, help="all CPUs of a core, or one of each")
     group.add_argument("--within-socket", action=yes_or_no, help="no run spans two sockets")
     return parser.parse_args(argv)
 

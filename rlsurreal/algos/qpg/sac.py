@@ -1,4 +1,4 @@
-"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905): a random policy that is rewarded for its entropy.
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905): a stochastic policy that is rewarded for its entropy.
 
 With dropout and layer normalisation in the critics, many updates for each step, few of them of the policy, and that
 along the critics' mean, it is DroQ (Hiraoka et al. 2022, arXiv 2110.02034); see the recipe `droq_mujoco`.  Of the ways
