@@ -2,7 +2,8 @@
 
 RECIPE is one of --list, or a function of your own that returns a Trainer: my_experiments:make_trainer, in a module that
 can be imported from the working directory.
-On several GPUs:  torchrun --nproc-per-node 4 launchers/train.py RECIPE device=cuda --folder RUN  (machines: docs/scaling.md)
+On several GPUs:  torchrun --nproc-per-node 4 launchers/train.py RECIPE device=cuda --folder RUN
+(machines: docs/scaling.md)
 
 A name without a dot is an argument of the recipe (env_id=Hopper-v5 seed=3), or a field of the experiment; dotted names
 reach any setting: algo.learning_rate=1e-4  sampler.batch.num_envs=32  agent.model.kwargs.hidden_sizes="(256, 256)"

@@ -60,6 +60,11 @@ class ActorCriticAgent(ModelAgent):
         value: Tensor = self.module.value(inputs, state)  # type: ignore[operator]
         return value
 
+    def lacks_statistics(self) -> bool:
+        """Whether the model normalizes observations and has seen none yet.  Waits for the device."""
+        normalizer = getattr(self.module, "normalizer", None)
+        return normalizer is not None and normalizer.is_empty()
+
     def update_normalizer(
         self, observation: Tree, valid: Tensor, reduce: Callable[[Tensor], Tensor] = identity
     ) -> None:

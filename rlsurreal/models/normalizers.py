@@ -46,6 +46,10 @@ class RunningNorm(nn.Module):
         """The normalised observation; leading dimensions are free."""
         return tree_map(lambda x, norm: norm(x), observation, self._tree)
 
+    def is_empty(self) -> bool:
+        """Whether there are numbers to be normalised, and no statistics of them yet."""
+        return any(not bool(leaf.count) for leaf in self.leaves)
+
     @torch.no_grad()
     def update(self, observation: Tree, valid: Tensor, reduce: Callable[[Tensor], Tensor] = identity) -> None:
         """Take in the observations of the ``valid`` rows of all ranks.

@@ -83,7 +83,7 @@ def on_policy_agrees(name: str) -> None:
         if samples is None:
             samples = tree_map(torch.clone, sampler.obtain())
         before = {key: tensor.clone() for key, tensor in agent.tensors().items()}
-        metrics[setting] = [{k: float(v) for k, v in algo.update(samples, p).items()} for p in (0.0, 0.5)]
+        metrics[setting] = [{k: float(v) for k, v in algo.update(samples, p).items()} for p in (0.0, 0.2, 0.5)]
         agents[setting] = agent.tensors()
         assert (algo._gradient_step._compiled is not None) == (setting == "on")
     moved = max(float((agents["off"][key] - before[key]).abs().max()) for key, _ in agent.module.named_parameters())

@@ -367,7 +367,8 @@ def test_column_without_valid_rows(name, recurrent):
 @pytest.mark.parametrize("recurrent", [None, "gru"])
 def test_slot_without_valid_rows_teaches_nothing(name, recurrent):
     algo = ALGOS[name]()
-    agent, (samples,) = play(algo, 1, recurrent=recurrent, model={"normalize_observation": True})
+    agent, (first, samples) = play(algo, 2, recurrent=recurrent, model={"normalize_observation": True})
+    algo.update(first, 0.0)
     samples.env.valid[:] = False
     before = copy.deepcopy(agent.state_dict()["module"])
     metrics = algo.update(spoil(samples, everything=True), 0.0)
@@ -375,9 +376,34 @@ def test_slot_without_valid_rows_teaches_nothing(name, recurrent):
     assert all(np.isfinite(float(metric)) for metric in metrics.values())
 
 
+@pytest.mark.parametrize("name", ALGOS)
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_the_first_slot_only_begins_the_statistics_of_observations(name, normalizes):
+    algo = ALGOS[name]()
+    agent, (first, second) = play(algo, 2, model={"normalize_observation": normalizes})
+    parameters = []
+    for samples in (None, first, second):
+        if samples is not None:
+            assert np.isfinite(float(algo.update(samples, 0.0)["value/explained_variance"]))
+        parameters.append({key: tensor.clone() for key, tensor in agent.module.named_parameters()})
+    moved = [any(not torch.equal(a[key], b[key]) for key in a) for a, b in zip(parameters, parameters[1:])]
+    assert moved == [not normalizes, True]
+    assert not agent.lacks_statistics()
+
+
+def test_a_resumed_algorithm_has_its_statistics():
+    agent, (first, second) = play(A2C(), 2, model={"normalize_observation": True}, learn=True)
+    saved = copy.deepcopy(agent.state_dict())
+    algo = A2C()
+    other, _ = play(algo, 0, model={"normalize_observation": True})
+    other.load_state_dict(saved)
+    assert "loss/policy" in algo.update(second, 0.0)
+
+
 def test_normalizer_learns_from_the_valid_rows_after_the_update():
     algo = PPO(num_epochs=1, num_minibatches=2)
-    agent, (samples,) = play(algo, 1, model={"normalize_observation": True})
+    agent, slots = play(algo, 2, model={"normalize_observation": True})
+    algo.update(slots[0], 0.0)
     seen = []
     step = algo._gradient_step
 
@@ -388,10 +414,11 @@ def test_normalizer_learns_from_the_valid_rows_after_the_update():
         return loss(*inputs)
 
     step._with_loss._loss = watch
-    algo.update(samples, 0.0)
-    rows = samples.env.observation[:T][samples.env.valid[:T]].double()
+    algo.update(slots[1], 0.0)
+    parts = [samples.env.observation[:T][samples.env.valid[:T]].double() for samples in slots]
+    rows = torch.cat(parts)
     leaf = agent.module.normalizer.leaves[0]
-    assert seen == [0, 0] and leaf.count == len(rows) < T * B
+    assert seen == [len(parts[0])] * 2 and leaf.count == len(rows) < 2 * T * B
     torch.testing.assert_close(leaf.mean, rows.mean(0))
 
 

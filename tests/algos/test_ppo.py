@@ -109,6 +109,7 @@ def test_first_ratios_are_one(case, monkeypatch):
     """Also after an update, with statistics of observations that the update has changed."""
     case = {**CASES[case], "model": {**CASES[case].get("model", {}), "normalize_observation": True}}
     run = Run(PPO(num_epochs=2, num_minibatches=3, learning_rate=1e-2), **case)
+    run.update()
     for _ in range(3):
         spy = Spy(monkeypatch)
         run.update()

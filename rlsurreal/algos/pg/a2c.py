@@ -26,8 +26,8 @@ class A2C(OnPolicy):
     gae_lambda: float = 1.0
     entropy_coeff: float | Schedule = 0.01
 
-    def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
-        """One gradient step.  ``progress``: the part of the run that is done, for schedules.  Metrics."""
+    def _learn(self, samples: Samples, progress: float) -> Mapping[str, Any]:
+        """One gradient step; its metrics."""
         samples, rollout = self._prepare(samples)
         data = rows_of(rollout) if rollout.state is None else time_first(sequences_of(rollout))
         self._gradient_step.learning_rate.fill_(self._learning_rate_at(progress))

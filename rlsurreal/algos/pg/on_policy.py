@@ -99,6 +99,24 @@ class OnPolicy:
         )
         self._scaler = RewardScaler(batch.num_envs, self.discount, ranks.sum) if self.scale_rewards else None
         self._generator = torch.Generator().manual_seed(ranks.own_seed(seed))
+        self._lacks_statistics: bool | None = None  # to be asked
+
+    def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
+        """Learn from a slot; metrics.  ``progress``: the part of the run that is done, for schedules.
+
+        The first slot of a model that normalizes observations only begins their statistics: what was learned from
+        observations as they are would be in the way of all that follows.
+        """
+        if self._lacks_statistics is None:
+            self._lacks_statistics = self._agent.lacks_statistics()
+        if self._lacks_statistics:
+            self._lacks_statistics = False
+            return self._finish(*self._prepare(samples))
+        return self._learn(samples, progress)
+
+    @abstractmethod
+    def _learn(self, samples: Samples, progress: float) -> Mapping[str, Any]:
+        """Gradient steps on a slot; metrics."""
 
     def wants_threads(self, num_rows: int) -> bool:
         """Whether a gradient step has many rows."""

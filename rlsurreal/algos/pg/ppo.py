@@ -116,8 +116,8 @@ class PPO(OnPolicy):
                 "slots, or normalize_advantage='batch'"
             )
 
-    def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
-        """Several epochs of minibatch steps; their metrics.  ``progress``: the part of the run that is done."""
+    def _learn(self, samples: Samples, progress: float) -> Mapping[str, Any]:
+        """Several epochs of minibatch steps; their metrics."""
         samples, rollout = self._prepare(samples)
         coefficients = self._coefficients(progress)
         learning_rate = self._learning_rate_at(progress)
