@@ -57,7 +57,7 @@ def ppo_atari(game: str = "Pong", seed: int = 0) -> Trainer:
         name=f"ppo_{game}",
         seed=seed,
         total_env_steps=10_000_000,
-        agent=ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs={"encoder": "nature", "hidden_sizes": (512,)})),
+        agent=ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs={"encoder": "nature"})),
         algo=PPO(
             learning_rate=Linear(2.5e-4, 0.0),
             clip_range=Linear(0.1, 0.0),
