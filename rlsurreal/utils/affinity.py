@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlsurreal.utils.cgroups import cpu_quota, read
+
 _log = logging.getLogger(__name__)
 CAN_PIN = hasattr(os, "sched_setaffinity")
 
@@ -115,32 +117,6 @@ def count_cpus() -> int:
     return len(usable_cpus()) if quota is None else min(len(usable_cpus()), max(1, math.ceil(quota)))
 
 
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs' worth of time that this process's control group (version 1 or 2) grants; None: no limit, or not known.
-
-    ``root`` is where the file system's /proc and /sys are found.
-    """
-    quotas = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in ("sys/fs/cgroup", "sys/fs/cgroup/unified", "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
-            # Any group on the way up may be the one that limits.  In a container the path may be the host's, which does
-            # not exist here; its own group is the mount itself, the last of these.
-            group = Path(path.lstrip("/"))
-            quotas += [_group_quota(root / mount / part) for part in (group, *group.parents)]
-    limits = [quota for quota in quotas if quota is not None]
-    return min(limits) if limits else None
-
-
-def _group_quota(folder: Path) -> float | None:
-    quota, period = (_read(folder / "cpu.max").split() or ["max", ""])[:2]
-    if quota == "max":
-        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
-    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
-
-
 def pin(cpus: Sequence[int]) -> bool:
     """Let the calling thread, and threads and processes it starts, run on ``cpus`` only; True when that was done.
 
@@ -186,19 +162,12 @@ def socket_of_gpu(gpu: str, root: Path = Path("/")) -> int | None:
     except (OSError, subprocess.SubprocessError):
         return None
     address = answer[-len("0000:00:00.0") :]  # the driver writes the domain with eight digits, the kernel with four
-    first = _read(root / "sys/bus/pci/devices" / address / "local_cpulist").partition(",")[0].partition("-")[0].strip()
+    first = read(root / "sys/bus/pci/devices" / address / "local_cpulist").partition(",")[0].partition("-")[0].strip()
     return _place(int(first))[0] if first else None
 
 
 def _place(cpu: int) -> tuple[int, int, int]:
     """Socket, core and number of a CPU: an order in which neighbours in the machine are neighbours."""
     topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-    package, core = _read(topology / "physical_package_id").strip(), _read(topology / "core_id").strip()
+    package, core = read(topology / "physical_package_id").strip(), read(topology / "core_id").strip()
     return int(package or 0), int(core or cpu), cpu
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""  # not there: another system, or a container that hides it

@@ -14,7 +14,6 @@ import pytest
 from rlsurreal.utils import affinity
 from rlsurreal.utils.affinity import (
     Affinity,
-    cpu_quota,
     cpus_by_socket,
     format_cpus,
     make_affinity,
@@ -206,48 +205,3 @@ def _write(root: Path, files: dict[str, str]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
-
-
-CGROUP = "sys/fs/cgroup"
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({}, None),
-        ({"proc/self/cgroup": "0::/\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "max 100000\n"}, None),
-        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "250000 100000\n"}, 2.5),
-        (
-            {"proc/self/cgroup": "0::/a/b", f"{CGROUP}/a/b/cpu.max": "max 10000", f"{CGROUP}/a/cpu.max": "40000 10000"},
-            4,
-        ),
-        (
-            {
-                "proc/self/cgroup": "0::/a/b",
-                f"{CGROUP}/a/b/cpu.max": "20000 10000",
-                f"{CGROUP}/a/cpu.max": "40000 10000",
-            },
-            2,
-        ),
-        ({"proc/self/cgroup": "0::/path/of/the/host\n", f"{CGROUP}/cpu.max": "300000 100000\n"}, 3.0),
-        (
-            {
-                "proc/self/cgroup": "5:memory:/x\n3:cpu,cpuacct:/job\n",
-                f"{CGROUP}/cpu,cpuacct/job/cpu.cfs_quota_us": "150000\n",
-                f"{CGROUP}/cpu,cpuacct/job/cpu.cfs_period_us": "100000\n",
-            },
-            1.5,
-        ),
-        (
-            {
-                "proc/self/cgroup": "1:cpu:/\n0::/\n",
-                f"{CGROUP}/cpu/cpu.cfs_quota_us": "-1\n",
-                f"{CGROUP}/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            None,
-        ),
-    ],
-)
-def test_cpu_quota(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
-    assert cpu_quota(_write(tmp_path, files)) == quota
