@@ -14,11 +14,13 @@ from rlsurreal.envs.envpool_env import EnvPoolEnv
 from rlsurreal.envs.gymnasium_env import GymnasiumEnv
 from rlsurreal.envs.minatar_env import make_minatar
 from rlsurreal.envs.native import AsyncResults, AsyncVectorEnv
+from rlsurreal.envs.wrappers import ChannelsFirst
 
 __all__ = [
     "AleEnv",
     "AsyncResults",
     "AsyncVectorEnv",
+    "ChannelsFirst",
     "EnvError",
     "EnvPoolEnv",
     "GymnasiumEnv",

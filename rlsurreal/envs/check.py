@@ -16,6 +16,7 @@ from rlsurreal.envs.base import agent_spaces, info_example
 from rlsurreal.envs.gymnasium_env import GymnasiumEnv, declared_info_fields
 from rlsurreal.envs.problems import element_problem, reset_problem, reward_problem, step_problem
 from rlsurreal.envs.rows import info_problem
+from rlsurreal.envs.wrappers import is_channels_last
 from rlsurreal.utils.spaces import children, field_name
 
 _SEED = 12345
@@ -48,7 +49,7 @@ def check_env(
             made.close()
     if check.problems:
         listed = "\n".join(f"  {i}. {text}" for i, text in enumerate(check.problems.values(), 1))
-        raise ValueError(f"{spec.name if spec else made}: {len(check.problems)} problem(s)\n{listed}")
+        raise ValueError(f"{spec.name if spec else made}: {len(check.problems)} problem(s)\n{listed}") from check.cause
     return list(check.warnings.values())
 
 
@@ -63,6 +64,7 @@ class _Check:
         self.env, self.max_steps, self.deadline = env, max_steps, deadline
         self.info_fields = declared_info_fields(env) if info_fields is None else info_fields
         self.problems: dict[str, str] = {}
+        self.cause: Exception | None = None  # what the environment raised
         self.warnings: dict[str, str] = {}
         self.info_keys: set[str] = set()
         self.info_examples: dict[str, np.ndarray] = {}
@@ -97,6 +99,7 @@ class _Check:
                 else ""
             )
             self.problem("reset", f"reset(seed={seed}) raised {type(error).__name__}: {error}{hint}")
+            self.cause = error
             raise _Stop from error
         problem = reset_problem(result)
         if problem is not None:
@@ -115,6 +118,7 @@ class _Check:
                 f"step({action!r}) raised {type(error).__name__}: {error}; every action of action_space "
                 f"{self.env.action_space} must be possible until the episode ends",
             )
+            self.cause = error
             raise _Stop from error
         problem = step_problem(result)
         if problem is not None:
@@ -156,8 +160,17 @@ class _Check:
             self.warn(
                 "unbounded",
                 f"action_space is {self.env.action_space}, with components that have no bounds: they are "
-                "neither clipped nor rescaled, and random actions are standard normal; give bounds if there are any",
+                "neither clipped nor rescaled, random actions are standard normal, and SAC, TD3 and DDPG refuse them; "
+                "give bounds if there are any",
             )
+
+        for leaf in _leaf_spaces(self.env.observation_space):
+            if is_channels_last(leaf):
+                self.warn(
+                    "channels",
+                    f"observation_space has {leaf.shape}, which looks like an image [H, W, C]; models take [C, H, W]: "
+                    "wrap the environment in rlsurreal.envs.ChannelsFirst",
+                )
 
     def check_seeding(self) -> None:
         first, second = self.seeded_rollout(), self.seeded_rollout()

@@ -149,8 +149,8 @@ def check_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     channels, height, width = shape
     if width <= 4 < min(channels, height):
         raise ValueError(
-            f"observation_shape is {tuple(shape)}, which looks like [H, W, C]; models take [C, H, W]: move the "
-            "channels first in the environment"
+            f"observation_shape is {tuple(shape)}, which looks like [H, W, C]; models take [C, H, W]: wrap the "
+            "environment in rlsurreal.envs.ChannelsFirst"
         )
     return channels, height, width
 

@@ -229,3 +229,16 @@ def test_a_given_environment_is_left_open() -> None:
     env = Closing()
     check_env(env)
     assert not env.closed
+
+
+def test_what_the_environment_raised_is_the_cause() -> None:
+    """Its traceback says where."""
+    with pytest.raises(ValueError, match="raised RuntimeError") as caught:
+        check_env(GymnasiumEnv(factory=FailingEnv, kwargs={"mode": "raise_in_step", "at": 3}))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_images_with_their_channels_last_are_noticed() -> None:
+    image = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    env = deviate(__init__=space("observation_space", image), observe=lambda self: np.zeros((36, 36, 3), np.uint8))
+    assert any("ChannelsFirst" in warning for warning in check_env(env))
