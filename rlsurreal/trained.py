@@ -10,15 +10,17 @@ action = agent.act(observation)
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from rlsurreal.envs import GymnasiumEnv
 from rlsurreal.runners import Trainer
@@ -28,8 +30,8 @@ from rlsurreal.samplers.base import replica
 from rlsurreal.structs import AgentInputs, BatchSpec, Noise, TrajInfo
 from rlsurreal.utils import config
 from rlsurreal.utils.files import checkpoint_path, latest_checkpoint, load_checkpoint
-from rlsurreal.utils.namedarraytuple import Tree, tree_map
-from rlsurreal.utils.spaces import null_value, to_env_action, writer
+from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
+from rlsurreal.utils.spaces import box_border, map_spaces, null_value, to_env_action, writer
 from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch
 
 _EVALUATION_SEED = 1_000_000  # of environments, far from those of training
@@ -142,6 +144,20 @@ class TrainedAgent:
             )
         return dataclasses.replace(self._env_spec, kwargs={**self._env_spec.kwargs, **kwargs})
 
+    def policy(self) -> nn.Module:
+        """The network alone, for other programs: `torch.export`, ONNX, batches of one's own.
+
+        It maps observations ``[N, ...]``, a tensor or a structure of tensors as `Spaces.observation` has them, to the
+        most likely actions ``[N, ...]`` in the environment's units.  It is a copy.
+
+        Raises:
+            ValueError: the agent has memory.
+        """
+        border = self._episode()
+        if self._agent.uses_previous:
+            raise ValueError("the agent has memory, which act() keeps between steps; a policy for export has none")
+        return _Policy(copy.deepcopy(self._agent), border.action_space)
+
     # ------------------------------------------------------------ whole episodes
 
     def evaluate(
@@ -199,7 +215,7 @@ class _Border:
     """An agent's memory in one environment, and what lies between the two: the types of numbers, the action's range."""
 
     def __init__(self, agent: Any, observation_space: gym.Space, action_space: gym.Space) -> None:
-        self._agent = agent
+        self._agent, self.action_space = agent, action_space
         self._observation = tree_map(lambda a: a[None].copy(), null_value(observation_space))
         self._write = writer(observation_space)
         self._to_env = to_env_action(action_space)
@@ -215,7 +231,12 @@ class _Border:
     @torch.inference_mode()
     def act(self, observation: Any, reward: float | None, deterministic: bool) -> Any:
         agent = self._agent
-        self._write(self._observation, 0, observation)
+        try:
+            self._write(self._observation, 0, observation)
+        except (ValueError, TypeError) as error:
+            is_pair = isinstance(observation, tuple) and isinstance(observation[-1], Mapping)
+            hint = "; act(observation), not what reset and step return with it" if is_pair else ""
+            raise ValueError(f"the observation {error}{hint}") from error
         inputs = AgentInputs(to_torch(self._observation))
         if agent.uses_previous:
             if reward is None and not self._begins:
@@ -237,3 +258,47 @@ class _Border:
         uniform = self._rng.random((1, spec.uniform), np.float32) if spec.uniform else None
         found: Noise = to_device(to_torch(Noise(normal, uniform)), self._agent.device)
         return found
+
+
+class _Policy(nn.Module):
+    """See `TrainedAgent.policy`."""
+
+    def __init__(self, agent: Any, action_space: gym.Space) -> None:
+        super().__init__()
+        self.module = agent.module
+        self._agent = agent
+        self._to_env: Tree = map_spaces(_ToEnv, action_space)
+        self.border = nn.ModuleList(leaves(self._to_env))
+
+    @torch.no_grad()
+    def forward(self, observation: Tree) -> Tree:
+        count = leaves(observation)[0].shape[0]  # not len(): an exported program would have it as a constant
+        step, _ = self._agent.act(AgentInputs(observation), self._agent.initial_state(count), None)
+        return tree_map(lambda action, convert: convert(action), step.action, self._to_env)
+
+
+class _ToEnv(nn.Module):
+    """`to_env_action` of a leaf space, for tensors."""
+
+    floor: Tensor
+    ceiling: Tensor
+    scale: Tensor
+    middle: Tensor
+    start: Tensor
+
+    def __init__(self, space: gym.Space) -> None:
+        super().__init__()
+        self._is_box = isinstance(space, gym.spaces.Box)
+        self._dtype = torch.as_tensor(np.zeros(0, space.dtype)).dtype
+        numbers = dict(start=getattr(space, "start", 0))
+        if isinstance(space, gym.spaces.Box):
+            numbers = dict(zip(("floor", "ceiling", "scale", "middle"), box_border(space)))
+        for name, value in numbers.items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32 if self._is_box else torch.int64))
+
+    def forward(self, action: Tensor) -> Tensor:
+        if self._is_box:
+            action = torch.minimum(torch.maximum(action, self.floor), self.ceiling) * self.scale + self.middle
+        else:
+            action = action + self.start
+        return action.to(self._dtype)

@@ -20,9 +20,10 @@ from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import CountingEnv, NestedEnv, RecallEnv
-from rlsurreal.trained import TrainedAgent, load_agent, load_experiment
+from rlsurreal.trained import TrainedAgent, _ToEnv, load_agent, load_experiment
 from rlsurreal.utils.files import latest_checkpoint, list_checkpoints
 from rlsurreal.utils.seeding import derive_seed
+from rlsurreal.utils.spaces import random_actions, to_env_action
 
 torch.set_num_threads(1)
 
@@ -157,3 +158,55 @@ def test_what_is_missing_is_named(tmp_path):
     agent._env_spec = object()
     with pytest.raises(ValueError, match="has no single environments; use evaluate"):
         agent.act(np.zeros(4))
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "actions with bounds"])
+def test_a_policy_for_other_programs_does_what_the_agent_does(name, tmp_path):
+    agent = load_agent(train(EXPERIMENTS[name](), tmp_path))
+    env = agent.make_env()
+    observations = [env.reset(seed=seed)[0] for seed in range(5)]
+    batch = torch.from_numpy(np.stack(observations))
+    expected = np.stack([agent.act(observation) for observation in observations])
+    policy = agent.policy()
+    exported = torch.export.export(policy, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    for act in (policy, exported):
+        np.testing.assert_allclose(act(batch).numpy(), expected, rtol=1e-5)
+        np.testing.assert_allclose(act(batch[:2]).numpy(), expected[:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(np.array([-2.0, 0.0, -np.inf]), np.array([2.0, 10.0, np.inf]), dtype=np.float64),
+        gym.spaces.Box(0, 255, (2,), np.uint8),
+        gym.spaces.Discrete(4, start=2),
+        gym.spaces.MultiDiscrete([3, 4], start=[1, 5]),
+        gym.spaces.MultiBinary(3),
+    ],
+)
+def test_actions_of_a_policy_are_in_the_units_of_the_environment(space):
+    drawn = np.stack([random_actions(space, np.random.default_rng(seed)) for seed in range(6)])
+    if isinstance(space, gym.spaces.Box):
+        drawn = drawn * 1.5  # beyond the bounds, too
+    found = _ToEnv(space)(torch.from_numpy(drawn)).numpy()
+    expected = np.stack(to_env_action(space)(drawn))
+    assert found.dtype == space.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_an_agent_with_memory_has_no_policy_for_export(tmp_path):
+    with pytest.raises(ValueError, match="has memory"):
+        load_agent(train(EXPERIMENTS["memory"](), tmp_path)).policy()
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros((2, 4), np.float32), r"the observation has shape \(2, 4\), the space says \(4,\)"),
+        (None, "the observation has shape"),
+        ((np.zeros(4, np.float32), {}), r"the observation .*; act\(observation\), not what reset"),
+    ],
+)
+def test_observations_that_are_none_are_named(observation, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_agent(train(EXPERIMENTS["ppo"](), tmp_path)).act(observation)

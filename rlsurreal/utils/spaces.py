@@ -146,13 +146,9 @@ def to_env_array(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
     """The same for a leaf space, from array ``[B, ...]`` to array ``[B, ...]`` (native batches take these)."""
     dtype = space.dtype
     if isinstance(space, gs.Box):
-        bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        if bounded.all() and np.all(space.low == -1) and np.all(space.high == 1):
+        if np.all(space.low == -1) and np.all(space.high == 1):
             return lambda action: np.minimum(np.maximum(action, -1), 1).astype(dtype, copy=False)
-        low = np.where(bounded, space.low, -1).astype(np.float64)
-        high = np.where(bounded, space.high, 1).astype(np.float64)
-        scale, middle = (high - low) / 2, (high + low) / 2  # 1 and 0 where a bound is missing
-        floor, ceiling = np.where(bounded, -1, space.low), np.where(bounded, 1, space.high)
+        floor, ceiling, scale, middle = box_border(space)
 
         def rescale(action: np.ndarray) -> np.ndarray:
             inside = np.minimum(np.maximum(action, floor), ceiling)
@@ -163,6 +159,15 @@ def to_env_array(space: gym.Space) -> Callable[[np.ndarray], np.ndarray]:
         return rescale
     start = getattr(space, "start", 0)
     return lambda action: (action + start).astype(dtype, copy=False)
+
+
+def box_border(space: gs.Box) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Bounds of the agent's actions; by what they are multiplied, and then moved, into the environment's units."""
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    low = np.where(bounded, space.low, -1).astype(np.float64)
+    high = np.where(bounded, space.high, 1).astype(np.float64)
+    scale, middle = (high - low) / 2, (high + low) / 2  # 1 and 0 where a bound is missing
+    return np.where(bounded, -1, space.low), np.where(bounded, 1, space.high), scale, middle
 
 
 def random_actions(space: gym.Space, rng: np.random.Generator) -> Tree:
