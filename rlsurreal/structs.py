@@ -315,6 +315,12 @@ class Algorithm(Protocol):
         Returns metrics: numbers, or 0-dim tensors that may still be on the device.
         """
 
+    def take_metrics(self) -> Mapping[str, Any]:
+        """What there is beyond the metrics that `update` gave, before a row is logged; of all ranks at once."""
+
+    def close(self) -> None:
+        """Give up what is large.  May be called twice, and before `initialize`."""
+
     def divided(self, ranks: Any, scaling: Literal["strong", "weak"]) -> Algorithm:
         """This one of several ranks' part of the algorithm, before it is initialized.
 

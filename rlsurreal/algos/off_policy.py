@@ -162,13 +162,16 @@ class OffPolicy:
             batch, ticket = self.replay.sample(self.batch_size, progress)
             batch = self._with_common_weights(batch, ticket)
             self._set_priorities(ticket, self._learn(batch, progress))
-        metrics = {"replay/ratio": self.limiter.achieved, "update/updates": self._num_updates, **explored}
         self._num_unread += num_updates
+        metrics = {
+            "replay/ratio": self.limiter.achieved,
+            "update/updates": self._num_updates,
+            "update/learning_rate": self._learning_rate_at(progress),
+            **explored,
+        }
         # Reading takes as long as a small update: that is done often only at first.
-        if self._num_unread >= (1 if self._num_updates <= _UPDATES_PER_READING else _UPDATES_PER_READING):
-            metrics |= self._take_metrics()
-            self._num_unread = 0
-        return metrics
+        is_due = self._num_unread >= (1 if self._num_updates <= _UPDATES_PER_READING else _UPDATES_PER_READING)
+        return metrics | self.take_metrics() if is_due else metrics
 
     def _learn(self, batch: Tree, progress: float) -> Tensor:
         priority = self._update(batch, progress)
@@ -197,9 +200,10 @@ class OffPolicy:
             for normalizer in normalizers:
                 normalizer.update(observation, valid, self._ranks.sum)
 
-    def _take_metrics(self) -> dict[str, Any]:
+    def take_metrics(self) -> dict[str, Any]:
         """Means over the gradient steps since the last call."""
         metrics: dict[str, Any] = {}
+        self._num_unread = 0
         for step, names in self._parts.steps.values():
             if step.num_steps:
                 metrics |= zip(names, step.take_metrics())
@@ -212,6 +216,10 @@ class OffPolicy:
     def _first_priority(self) -> Callable[[Callable[[str], Tree]], np.ndarray] | None:
         """See `Replay.append`; None: the selector's own."""
         return None
+
+    def close(self) -> None:
+        """Give up the replay."""
+        self.replay.close()
 
     def divided(self, ranks: Ranks, scaling: Literal["strong", "weak"]) -> Self:
         """See `rlsurreal.structs.Algorithm`: a part of each batch, and of the replay."""
@@ -251,6 +259,8 @@ class OffPolicy:
         for name, network in self._parts.networks.items():
             network.load_state_dict(state["networks"][name])
         own = state["own"]
+        if self._num_updates and not (own and own["replay"] and self.save_replay):
+            _log.info("the replay was not saved: learning goes on when it has %d steps again", self.limiter.min_steps)
         if own is not None:
             self._set_generator(own["generator"])
             for name, (step, _) in self._parts.steps.items():

@@ -57,7 +57,7 @@ class Hindsight(NStep):
         """See `Extractor`.
 
         Raises:
-            ValueError: ``compute_reward`` returns another number of rewards.
+            ValueError: ``compute_reward`` returns another number of rewards, or one that is not finite.
         """
         times = steps_of_return(past.timeline, items.rows, items.envs, self.num_steps)
         places = past.ring.flat(times, items.envs)
@@ -87,6 +87,11 @@ class Hindsight(NStep):
             raise ValueError(
                 f"Hindsight.compute_reward returned shape {reward.shape} for {times.size} goals; it must return one "
                 "reward for each"
+            )
+        if not np.isfinite(reward).all():
+            raise ValueError(
+                f"Hindsight.compute_reward returned {reward[~np.isfinite(reward)][0]} for one of {times.size} goals; "
+                "rewards must be finite"
             )
         return goal, past.to_device(reward.reshape(times.shape))
 

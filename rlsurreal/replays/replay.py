@@ -262,6 +262,13 @@ class Replay:
         """New priorities of the items of a batch, ``[N]``; those of items that are gone are dropped."""
         self.selector.update(ticket.starts, ticket.envs, priority)
 
+    def close(self) -> None:
+        """Give up the memory of rows, and their file.  May be called twice."""
+        if getattr(self, "_is_allocated", False):
+            self.storage.close()
+            self._states = self._flat_states = None
+            self._is_allocated = False
+
     # ------------------------------------------------------------ kept
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ are the next rows.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from rlsurreal.distributed.shared_arrays import allocate, plain
 from rlsurreal.replays.ring import Ring, Rows, flat_rows, gather, write
+from rlsurreal.utils.cgroups import free_memory
 from rlsurreal.utils.files import lock
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves, tree_map
 from rlsurreal.utils.torch_tree import to_torch
+
+_log = logging.getLogger("rlsurreal")
 
 
 class Row(NamedArrayTuple):
@@ -65,6 +69,9 @@ class Storage(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
 
+    def close(self) -> None:
+        """Give up memory and file, for good."""
+
 
 @dataclass(kw_only=True, eq=False)
 class FullStorage:
@@ -99,6 +106,10 @@ class FullStorage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Storage`."""
         fill_leaves(self.rows, state["rows"])
+
+    def close(self) -> None:
+        """See `Storage`."""
+        del self.rows, self._flat
 
 
 @dataclass(kw_only=True, eq=False)
@@ -163,7 +174,8 @@ class FrameStorage:
         if not torch.equal(older, expected):
             raise ValueError(
                 f"FrameStorage.padding is {self.padding!r}, and a stack that does not go on from the one before it is "
-                "padded otherwise; choose the padding of the environment, and mid_batch_reset=True, or use FullStorage"
+                "padded otherwise; choose the padding of the environment, and mid_batch_reset=True; or use "
+                "FullStorage, as for stacks of frames that have several channels each"
             )
 
     def read(self, field: str, flat: np.ndarray) -> Tree:
@@ -190,6 +202,10 @@ class FrameStorage:
         """See `Storage`."""
         fill_leaves(self.rows, state["rows"])
         self._age[:] = state["age"]
+
+    def close(self) -> None:
+        """See `Storage`."""
+        del self.rows, self._flat
 
 
 def _words(stack: Tensor) -> np.ndarray:
@@ -219,7 +235,7 @@ def allocate_rows(num_rows: int, example: Tree, device: torch.device, file: str 
     """Zeroed tensors ``[num_rows, B, ...]`` for rows like ``example`` ``[B, ...]``.
 
     Raises:
-        ValueError: a file was asked for, and a GPU; or the file is in use.
+        ValueError: a file was asked for, and a GPU; or the file is in use, or is no replay's.
     """
     arrays = tree_map(np.asarray, example)
     if device.type != "cpu":
@@ -229,11 +245,24 @@ def allocate_rows(num_rows: int, example: Tree, device: torch.device, file: str 
             lambda a: torch.zeros(num_rows, *a.shape, dtype=torch.from_numpy(a).dtype, device=device), arrays
         )
     if file is None:
+        _warn_if_too_large(num_rows * sum(array.nbytes for array in leaves(arrays)))
         return to_torch(plain(allocate(arrays, (num_rows,), shared=True)))
     return _in_file(Path(file), num_rows, arrays)
 
 
+def _warn_if_too_large(num_bytes: int) -> None:
+    free = free_memory()
+    if num_bytes > free:  # it is taken little by little: the run would be killed hours later
+        _log.warning(
+            "Replay.capacity asks for %.1f GB of memory when it is full, and %.1f GB are free; make it smaller, or use "
+            "FrameStorage or a storage with a file",
+            num_bytes / 1e9,
+            free / 1e9,
+        )
+
+
 _ALIGNMENT = 64  # bytes: a cache line
+_MAGIC = b"rlsurreal replay"  # a file begins so; rows follow after `_ALIGNMENT` bytes
 
 
 def _in_file(path: Path, num_rows: int, arrays: Tree) -> Tree:
@@ -243,10 +272,15 @@ def _in_file(path: Path, num_rows: int, arrays: Tree) -> Tree:
     with path.open("r+b") as opened:
         if not lock(opened):  # for as long as it is mapped
             raise ValueError(f"storage.file {str(path)!r} is in use by another replay; name another file for each run")
+        if opened.read(len(_MAGIC)) not in (b"", _MAGIC):
+            raise ValueError(f"storage.file {str(path)!r} is there and holds no replay; name another, or remove it")
+        size = _ALIGNMENT + sum(sizes)
         opened.truncate(0)
-        opened.truncate(sum(sizes))  # zeros, which take no space yet
-        memory = np.memmap(opened, np.uint8, "r+", shape=(sum(sizes),))
-    starts = iter(np.cumsum([0, *sizes]).tolist())
+        opened.seek(0)
+        opened.write(_MAGIC)
+        opened.truncate(size)  # zeros, which take no space yet
+        memory = np.memmap(opened, np.uint8, "r+", shape=(size,))
+    starts = iter(np.cumsum([_ALIGNMENT, *sizes]).tolist())
 
     def view(array: np.ndarray) -> Tensor:
         start = next(starts)

@@ -15,7 +15,7 @@ import torch
 from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.runners.checkpoints import Checkpoints
 from rlsurreal.runners.counter import Counter
-from rlsurreal.structs import Agent, Sampler, Samples, TrajInfo, never
+from rlsurreal.structs import Agent, Algorithm, Sampler, Samples, TrajInfo, never
 from rlsurreal.utils.logger import MetricLogger, ProgressBar
 from rlsurreal.utils.timing import PhaseTimer
 
@@ -125,6 +125,7 @@ class MetricLog(_Watching):
         self,
         logger: MetricLogger | None,
         agent: Agent,
+        algo: Algorithm,
         sampler: Sampler,
         interval_steps: int,
         timer: PhaseTimer,
@@ -134,11 +135,11 @@ class MetricLog(_Watching):
         self.verdict: str | None = None
         self._judge = judge
         self.recent: deque[TrajInfo] = deque(maxlen=TRAJECTORY_WINDOW)
-        self._logger, self._agent, self._sampler, self._ranks = logger, agent, sampler, ranks
+        self._logger, self._agent, self._algo, self._sampler, self._ranks = logger, agent, algo, sampler, ranks
         self._ended: list[tuple[int, TrajInfo]] = []  # games since ranks last met here, and their iterations
         self._interval_steps, self._timer = interval_steps, timer
         self._logged_at = 0
-        self._metrics: dict[str, Any] = {}  # the newest of each; algorithms need not give all of them every time
+        self._metrics: dict[str, Any] = {}  # the newest of each since the last row; not every update gives all
         self._pending: dict[str, float] = {}
         self._rate_from: tuple[int, float] = (0, 0.0)  # steps and seconds at the last row
 
@@ -148,6 +149,8 @@ class MetricLog(_Watching):
         due = is_due(counter, self._logged_at, self._interval_steps)
         if due or self._ranks.count == 1:
             self._collect(counter)
+        if due:
+            metrics = {**metrics, **self._algo.take_metrics()}
         if self._agent.device.type == "cpu":
             self._check_finite(metrics, counter)  # on an accelerator this would wait for it: there at log time
         self._metrics |= metrics
@@ -175,6 +178,7 @@ class MetricLog(_Watching):
     def _write(self, counter: Counter, samples: Samples) -> None:
         self._check_finite(self._metrics, counter)
         self._logged_at = counter.env_steps
+        metrics, self._metrics = self._metrics, {}
         if self._logger is None:
             return
         valid = samples.env.valid[:-1]
@@ -191,7 +195,7 @@ class MetricLog(_Watching):
         row |= {f"time/{phase}_share": share for phase, share in self._timer.shares().items()}
         row |= {f"time/{kind}_wait_share": share for kind, share in self._sampler.wait_shares().items()}
         row |= trajectory_statistics(self.recent, has_score=records_score(samples))
-        row |= {name: float(value) for name, value in self._metrics.items()}
+        row |= {name: float(value) for name, value in metrics.items()}
         row |= self._pending
         self._pending = {}
         self._logger.write(counter.env_steps, row)

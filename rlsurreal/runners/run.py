@@ -76,6 +76,7 @@ class Run:
             logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
             interrupts = stack.enter_context(Interrupts())
             stack.callback(self._sampler.close)
+            stack.callback(self._algo.close)
             if logger is not None and not self._is_resumed:
                 self._describe()
             self._initialize()
@@ -154,9 +155,17 @@ class Run:
                 saved, path = load_latest(Path(folder)) if has_saved else None, str(folder)
             else:
                 path = str(make_run_folder(self._trainer.root, self._trainer.name))
+            if saved is not None:
+                self._check_budget(saved["counter"], path)
         path, self._is_resumed = self._ranks.share((path, saved is not None))
         self.folder = Path(path)
         return saved
+
+    def _check_budget(self, counts: dict[str, int], run: str) -> None:
+        """ValueError where a run that goes on was given fewer steps than it has made."""
+        budget, before, done = self._counter.total_env_steps, counts["total_env_steps"], counts["env_steps"]
+        if budget <= done and budget < before:
+            raise ValueError(f"total_env_steps is {budget}, and the run in {run} has made {done} steps; give it more")
 
     def _logger(self, saved: dict[str, Any] | None) -> MetricLogger:
         is_begun = (self.folder / "progress.csv").exists()  # but nothing was saved: it begins again
@@ -205,7 +214,7 @@ class Run:
         """All observers, and everything continued from ``saved``."""
         trainer, counter, sampler, ranks = self._trainer, self._counter, self._sampler, self._ranks
         self._log = log = MetricLog(
-            logger, self._agent, sampler, trainer.log_interval_steps, self._timer, ranks, self._judge
+            logger, self._agent, self._algo, sampler, trainer.log_interval_steps, self._timer, ranks, self._judge
         )
         parts = {"counter": counter, "agent": self._agent, "algo": self._algo, "sampler": sampler, "log": log}
         checkpoints = Checkpoints(trainer.checkpoints, self.folder, parts, ranks)

@@ -107,6 +107,10 @@ class Trainer:
             ChildError: a worker, or one of the ranks that this process has started, has failed.
             RankError: another rank has failed.
         """
+        if resume is not None and folder is not None:
+            raise ValueError(
+                f"resume is {str(resume)!r} and folder {str(folder)!r}; folder alone goes on with the run that is there"
+            )
         self.check()
         if self.ranks > 1 and not group.in_group():
             self.interrupted_by, path = start_ranks(self.ranks, _train_as_rank, self, resume, folder, on_row)

@@ -106,7 +106,7 @@ def test_ddpg_draws_at_its_interval_learns_the_policy_alone_and_logs_the_size() 
         explorers.append(torch.cat([p.flatten().clone() for p in agent.module.explorer.parameters()]))
     changed = [not torch.equal(one, other) for one, other in zip(explorers, explorers[1:])]
     assert changed == [False, False, True, False, False, True]
-    assert float(algo._take_metrics()["exploration/parameter_std"]) == agent.module.parameter_std.item()
+    assert float(algo.take_metrics()["exploration/parameter_std"]) == agent.module.parameter_std.item()
 
 
 def test_copies_explore_alike() -> None:

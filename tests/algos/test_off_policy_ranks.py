@@ -55,7 +55,7 @@ def test_two_ranks_with_half_the_batch_are_one_with_the_whole(name, monkeypatch)
         for batch in batches:
             priorities.append(run.algo._update(batch if ranks.count == 1 else half_of(batch, ranks.index), 0.5).clone())
             run.algo._num_updates += 1
-        metrics = {key: float(value) for key, value in run.algo._take_metrics().items()}
+        metrics = {key: float(value) for key, value in run.algo.take_metrics().items()}
         return run.tensors(), metrics, priorities
 
     tensors, metrics, priorities = learn(ALONE)

@@ -41,7 +41,7 @@ def replayed(name, batches, ranks):
     for batch in batches:
         run.algo._update(batch if ranks.count == 1 else half_of(batch, ranks.index), 0.5)
         run.algo._num_updates += 1
-    metrics = {key: float(value) for key, value in run.algo._take_metrics().items()}
+    metrics = {key: float(value) for key, value in run.algo.take_metrics().items()}
     return (run.tensors(), [metrics]), [step for step, _ in run.algo._parts.steps.values()]
 
 

@@ -365,7 +365,7 @@ def test_a_policy_sees_through_its_critics_encoder(kind):
     if kind == "ddpg":
         assert algo._target_policy.module.trunk.encoder is algo._target.module.encoder
         assert not torch.equal(next(algo._target.module.encoder.parameters()), next(own.parameters()))
-    algo._take_metrics()  # refuses parameters that were replaced
+    algo.take_metrics()  # refuses parameters that were replaced
 
 
 def test_no_encoder_to_share_is_an_error():

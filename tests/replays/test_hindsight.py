@@ -240,6 +240,14 @@ def test_wrong_number_of_rewards_is_an_error() -> None:
         replay.sample(50)
 
 
+def test_rewards_that_are_not_finite_are_an_error() -> None:
+    replay = make(Hindsight(compute_reward=lambda achieved, desired, info: np.full(len(achieved), np.nan)))
+    for _ in range(3):
+        replay.append(Source().slot())
+    with pytest.raises(ValueError, match="compute_reward returned nan"):
+        replay.sample(50)
+
+
 @pytest.mark.parametrize(("name", "value"), [("probability", 1.2), ("num_steps", 0)])
 def test_settings_are_checked(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"Hindsight.{name}"):

@@ -204,6 +204,39 @@ def test_a_file_is_one_replays(tmp_path: Path) -> None:
     make(FullStorage(file=path)).append(games.slot())
 
 
+def test_a_file_that_is_no_replays_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "results.txt"
+    path.write_text("the results of years")
+    with pytest.raises(ValueError, match="storage.file '.*results.txt' is there and holds no replay; name another"):
+        make(FullStorage(file=str(path))).append(Games("zeros").slot())
+    assert path.read_text() == "the results of years"
+    path.write_text("")
+    make(FullStorage(file=str(path))).append(Games("zeros").slot())
+
+
+@pytest.mark.parametrize("kind", [FrameStorage, FullStorage])
+def test_a_closed_replay_gives_up_its_file(kind: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "rows")
+    for _ in range(2):
+        replay = make(kind(file=path))
+        replay.append(Games("zeros").slot())
+        replay.close()
+        replay.close()
+
+
+def test_a_replay_larger_than_memory_is_said(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    games, slot = Games("zeros"), Games("zeros").slot()
+    needed = make(FullStorage())
+    needed.append(slot)
+    size = num_bytes(needed.storage.rows)  # type: ignore[attr-defined]
+    monkeypatch.setattr("rlsurreal.replays.storage.free_memory", lambda: size)
+    make(FullStorage()).append(games.slot())
+    assert not caplog.records
+    monkeypatch.setattr("rlsurreal.replays.storage.free_memory", lambda: size - 1)
+    make(FullStorage()).append(games.slot())
+    assert "Replay.capacity asks for" in caplog.text and "FrameStorage" in caplog.text
+
+
 def test_a_file_and_a_gpu_exclude_each_other(tmp_path: Path) -> None:
     replay = Replay(capacity=100, storage=FullStorage(file=str(tmp_path / "rows")), device="cuda")
     replay.initialize(BatchSpec(T, B), seed=0, discount=0.9, device=torch.device("cpu"))

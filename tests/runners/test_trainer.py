@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from rlsurreal.agents import ActorCriticAgent, ModelSpec, QAgent
 from rlsurreal.algos import A2C, DQN, PPO
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
 from rlsurreal.models import ActorCritic, QNetwork
-from rlsurreal.replays import Prioritized, Replay, ReplayRatio
+from rlsurreal.replays import FullStorage, Prioritized, Replay, ReplayRatio
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
@@ -561,3 +562,56 @@ def test_what_goes_wrong_in_on_row_is_raised_and_loses_nothing(tmp_path):
         trainer(tmp_path).train(on_row=on_row)
     (folder,) = tmp_path.iterdir()
     assert list_checkpoints(folder / "checkpoints")[-1][0] >= 800
+
+
+# ------------------------------------------------------------ learning from replay
+
+
+def replayed(root: Path, file: str | None = None, **changes: Any) -> Trainer:
+    """An update of 8 rows in each fourth step, from step 400 on."""
+    replay = Replay(capacity=2_000, storage=FullStorage(file=file))
+    algo = DQN(batch_size=8, replay=replay, limiter=ReplayRatio(ratio=2, min_steps=400))
+    agent = QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (16,)}))
+    return trainer(root, algo=algo, agent=agent, **{"log_interval_steps": 100, "total": 800, **changes})
+
+
+def test_rows_have_what_was_learned_since_the_row_before(tmp_path):
+    found = rows(replayed(tmp_path).train())
+    counts = [float(row["update/updates"]) for row in found]
+    losses = [row["loss/value"] for row in found]
+    assert [bool(loss) for loss in losses] == [now > then for then, now in itertools.pairwise([0.0, *counts])]
+    given = [loss for loss in losses if loss]
+    assert len(set(given)) == len(given) >= 4, "no figure is there twice"
+    assert all(row["update/learning_rate"] for row in found)
+
+
+def test_what_is_learned_again_after_a_resume_is_said(tmp_path, caplog):
+    folder = replayed(tmp_path, total=600).train()
+    caplog.clear()
+    replayed(tmp_path).train(resume=folder)
+    assert "the replay was not saved: learning goes on when it has 400 steps again" in caplog.text
+    found = rows(folder)
+    assert not any(row["loss/value"] for row in found if int(row["step"]) > 700)
+
+
+def test_a_run_gives_up_its_replay(tmp_path):
+    run = replayed(tmp_path, str(tmp_path / "rows"), total=160)
+    folder = run.train()
+    run.total_env_steps = 320
+    assert run.train(resume=folder) == folder
+
+
+def test_a_budget_that_is_used_already_is_refused(tmp_path):
+    folder = trainer(tmp_path).train()
+    before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match=f"total_env_steps is 800, and the run in {folder} has made 16.. steps"):
+        trainer(tmp_path, total=800).train(resume=folder)
+    with pytest.raises(ValueError, match="total_env_steps is 800"):
+        trainer(tmp_path, total=800).train(folder=folder)
+    assert (folder / "config.json").read_text() == before
+    assert trainer(tmp_path).train(folder=folder) == folder, "the same call again does nothing"
+
+
+def test_resume_and_folder_exclude_each_other(tmp_path):
+    with pytest.raises(ValueError, match="resume is 'a' and folder 'b'; folder alone"):
+        trainer(tmp_path).train(resume="a", folder="b")

@@ -13,8 +13,9 @@ Rainbow          Hessel et al. 2018, arXiv 1710.02298       all but the last two
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,6 @@ from rlsurreal.ops.values import greedy, select
 from rlsurreal.replays import ReplayRatio, Transitions
 from rlsurreal.structs import AgentInputs, Noise
 from rlsurreal.utils.schedules import Schedule
-
-METRICS = ("loss/value", "value/mean", "value/error", "update/grad_norm")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -46,6 +45,7 @@ class DQN(OffPolicy):
     num_taus: int | None = None  # quantiles in each pass of an implicit quantile network; None: as many as in acting
 
     _agent_class = QAgent
+    metric_names: ClassVar[Sequence[str]] = ("loss/value", "value/mean", "value/error", "update/grad_norm")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +65,7 @@ class DQN(OffPolicy):
         self._gradient_step = GradientStep(
             agent.module,
             self._loss,
-            len(METRICS) - 1,
+            len(self.metric_names) - 1,
             max_grad_norm=self.max_grad_norm,
             reads=[self._target.module],
             extra=torch.zeros(self.batch_size, device=agent.device),
@@ -73,7 +73,7 @@ class DQN(OffPolicy):
             compile=compiled,
             ranks=self._ranks,
         )
-        return Parts({"q": (self._gradient_step, METRICS)}, {"q": self._target}, {})
+        return Parts({"q": (self._gradient_step, self.metric_names)}, {"q": self._target}, {})
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
         step = self._gradient_step
@@ -94,7 +94,7 @@ class DQN(OffPolicy):
         )
 
     def _loss(self, batch: Transitions, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, metrics in the order of `METRICS` (the gradient's norm is added later), and priorities."""
+        """Loss, metrics in the order of `metric_names` (the gradient's norm is added later), and priorities."""
         head: ReturnHead = self._agent.head
         successor = AgentInputs(batch.next_observation)
         online, target = self._agent.module, self._target.module

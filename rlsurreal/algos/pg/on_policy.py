@@ -203,6 +203,13 @@ class OnPolicy:
             metrics["reward/scale"] = self._scaler.scale
         return metrics
 
+    def take_metrics(self) -> Mapping[str, Any]:
+        """Nothing: each update gives all."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is large."""
+
     def divided(self, ranks: Ranks, scaling: Literal["strong", "weak"]) -> Self:
         """Itself: minibatches are parts of the slot, which is divided."""
         return self

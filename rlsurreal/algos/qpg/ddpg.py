@@ -117,8 +117,9 @@ class DDPG(OffPolicy):
         assert self._critic_step.extra is not None
         return self._critic_step.extra
 
-    def _take_metrics(self) -> dict[str, Any]:
-        metrics = super()._take_metrics()
+    def take_metrics(self) -> dict[str, Any]:
+        """See `OffPolicy.take_metrics`."""
+        metrics = super().take_metrics()
         if self._agent.parameter_noise is not None:
             metrics["exploration/parameter_std"] = self._agent.module.parameter_std.clone()
         return metrics

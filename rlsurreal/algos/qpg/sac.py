@@ -133,7 +133,9 @@ class SAC(OffPolicy):
     def _check(self, agent: PolicyAgent) -> None:
         """ValueError: the agent's policy is not one that this algorithm learns."""
         if agent.num_actions is not None:
-            raise ValueError("SAC is for actions that are numbers; for Discrete ones use DiscreteSAC")
+            raise ValueError(
+                f"SAC is for actions that are numbers, and the action space is {agent.spaces.action}; use DiscreteSAC"
+            )
         if agent.uses_previous:
             raise ValueError("the policy is recurrent: learn from sequences, with RecurrentSAC")
 
