@@ -32,9 +32,15 @@ class NoiseState(NamedArrayTuple):
 
 def _check_actions(agent: object, space: Any) -> None:
     if not isinstance(space, gs.Box) or len(space.shape) != 1:
+        if isinstance(space, gs.Discrete):
+            fix = "use QAgent with DQN, or PolicyAgent with DiscreteSAC"
+        elif isinstance(space, gs.Box):
+            fix = "flatten it in the environment, or use ActorCriticAgent with PPO"
+        else:
+            fix = "use ActorCriticAgent with PPO"
         raise ValueError(
             f"{type(agent).__name__} needs actions that are one vector of numbers, and the action space is {space}; "
-            "flatten it in the environment, or use ActorCriticAgent with PPO"
+            f"{fix}"
         )
 
 

@@ -63,8 +63,9 @@ class QAgent(ModelAgent):
         """Build the network for ``spaces``, with initial weights drawn from ``seed``."""
         if not isinstance(spaces.action, gs.Discrete):
             raise ValueError(
-                f"QAgent chooses one of several actions, and the action space is {spaces.action}; use an environment "
-                "with Discrete actions, or another agent"
+                f"QAgent chooses one of several actions, and the action space is {spaces.action}, not Discrete; use "
+                "ActorCriticAgent with PPO, or for a Box gymnasium.wrappers.DiscretizeAction(env, bins=5, "
+                "multidiscrete=False)"
             )
         self.num_actions = int(spaces.action.n)
         module: Any = self.model.build(spaces.observation, self.num_actions, seed=seed)
@@ -139,4 +140,4 @@ class QAgent(ModelAgent):
             random: Tensor = noise.uniform[..., 2:]
             return random
         middles = (torch.arange(self.num_taus, device=self.device) + 0.5) / self.num_taus
-        return middles.expand(len(leaves(inputs)[0]), -1)
+        return middles.expand(leaves(inputs)[0].shape[0], -1)
