@@ -12,6 +12,7 @@ from torch import Tensor
 from rlsurreal.agents.base import ModelAgent, ModelSpec
 from rlsurreal.distributions import make_distribution
 from rlsurreal.models import ActorCritic
+from rlsurreal.models.checks import check_actor_critic
 from rlsurreal.ops.losses import identity
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
@@ -41,8 +42,9 @@ class ActorCriticAgent(ModelAgent):
         """Build the model for ``spaces``, with initial weights drawn from ``seed``."""
         self.distribution = make_distribution(spaces.action, squash=self.squash, std=self.std, init_std=self.init_std)
         self.noise_spec = self.distribution.noise_spec
-        module = self.model.build(spaces.observation, self.distribution, seed=seed)
-        self.uses_previous: bool = module.recurrent  # type: ignore[assignment]
+        module: Any = self.model.build(observation_space=spaces.observation, distribution=self.distribution, seed=seed)
+        check_actor_critic(module, self._role, spaces, self.distribution)
+        self.uses_previous: bool = module.recurrent
         self._set_up(spaces, module, device)
 
     def initial_state(self, num_envs: int, first_env: int = 0) -> Tree:

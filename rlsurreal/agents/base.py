@@ -32,28 +32,34 @@ class ModelSpec:
     cls: type[nn.Module]
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, *args: Any, seed: int) -> nn.Module:
-        """``cls(*args, **kwargs)`` with initial weights drawn from ``seed``; other random streams are left alone.
+    def build(self, *, seed: int, **given: Any) -> nn.Module:
+        """``cls(*given.values(), **kwargs)``; names of what is given are for messages.
 
-        Weights are drawn on the CPU, so that they do not depend on the device.
+        Initial weights are drawn from ``seed``, on the CPU, so that they do not depend on the device; other random
+        streams are left alone.
 
         Raises:
-            ValueError: ``kwargs`` do not fit the class; says what does.
+            ValueError: ``kwargs`` do not fit the class, whose constructor may be a wrong one, or it builds no module.
         """
-        self._check(*args)
+        self._check(given)
         with torch.device("cpu"), torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators for good
-            return self.cls(*args, **self.kwargs)
+            module = self.cls(*given.values(), **self.kwargs)
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"ModelSpec.cls is {self.cls!r}; it must be a class of torch.nn.Module")
+        return module
 
-    def _check(self, *args: Any) -> None:
-        signature = inspect.signature(self.cls)
+    def _check(self, given: Mapping[str, Any]) -> None:
+        # That of nn.Module's own constructor promises more than it takes.
+        has_own = self.cls.__init__ is not nn.Module.__init__
+        signature = inspect.signature(self.cls) if has_own else inspect.Signature()
         try:
-            signature.bind(*args, **self.kwargs)
+            signature.bind(*given.values(), **self.kwargs)
         except TypeError as error:
-            known = ", ".join(list(signature.parameters)[len(args) :])
+            name, known = self.cls.__name__, ", ".join(list(signature.parameters)[len(given) :])
             raise ValueError(
-                f"ModelSpec.kwargs is {self.kwargs}, which does not fit {self.cls.__name__}: {error}; "
-                f"the arguments to choose are: {known}"
+                f"ModelSpec.kwargs is {self.kwargs}, which does not fit {name}: {error}; it is built as "
+                f"{name}({', '.join(given)}, **kwargs), and the arguments to choose are: {known or 'none'}"
             ) from error
 
 
@@ -67,6 +73,11 @@ class ModelAgent:
         self.module = module.to(self.device)
         self.version = 0
         self._link: SharedParameters | None = None
+
+    @property
+    def _role(self) -> str:
+        """What its model is, in messages."""
+        return f"a model of {type(self).__name__}"
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """Parameters and buffers by name: what is published and saved."""

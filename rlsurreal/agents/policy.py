@@ -17,6 +17,7 @@ from rlsurreal.agents.base import ModelAgent, ModelSpec
 from rlsurreal.agents.parameter_noise import ParameterNoise
 from rlsurreal.distributions import Distribution
 from rlsurreal.models import DeterministicPolicy, StochasticPolicy
+from rlsurreal.models.checks import check_deterministic_policy, check_stochastic_policy
 from rlsurreal.ops.values import any_index
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree
@@ -55,7 +56,8 @@ class PolicyAgent(ModelAgent):
         self.num_actions = int(spaces.action.n) if isinstance(spaces.action, gs.Discrete) else None
         if self.num_actions is None:
             _check_actions(self, spaces.action)
-        module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
+        module: Any = self.model.build(observation_space=spaces.observation, action_space=spaces.action, seed=seed)
+        check_stochastic_policy(module, self._role, spaces)
         self.uses_previous: bool = module.recurrent
         self.distribution: Distribution = module.distribution
         module.register_buffer("exploration", torch.ones(()))  # 1: at random; published with the parameters
@@ -123,7 +125,8 @@ class DeterministicAgent(ModelAgent):
     def initialize(self, spaces: Spaces, *, seed: int, device: str | torch.device = "cpu") -> None:
         """Build the policy for ``spaces``, with initial weights drawn from ``seed``."""
         _check_actions(self, spaces.action)
-        module: Any = self.model.build(spaces.observation, spaces.action, seed=seed)
+        module: Any = self.model.build(observation_space=spaces.observation, action_space=spaces.action, seed=seed)
+        check_deterministic_policy(module, self._role, spaces)
         if module.recurrent:
             raise ValueError(
                 "DeterministicAgent's policy is recurrent, which DDPG and what came of it do not learn; leave it out, "

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlsurreal.agents.base import ModelAgent, ModelSpec
 from rlsurreal.agents.return_heads import Expected, Quantile, ReturnHead
 from rlsurreal.models import QNetwork
+from rlsurreal.models.checks import check_q_network
 from rlsurreal.ops.values import any_index, greedy, select
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, NoiseSpec, Spaces
 from rlsurreal.utils.namedarraytuple import NamedArrayTuple, Tree, leaves
@@ -68,7 +69,8 @@ class QAgent(ModelAgent):
                 "multidiscrete=False)"
             )
         self.num_actions = int(spaces.action.n)
-        module: Any = self.model.build(spaces.observation, self.num_actions, seed=seed)
+        module: Any = self.model.build(observation_space=spaces.observation, num_actions=self.num_actions, seed=seed)
+        check_q_network(module, self._role, spaces, self.num_actions)
         # Of the last epsilon the logarithm, and what that is multiplied by, more for each environment; and how much of
         # the way from 1 to there is still to go.  Published with the parameters.
         module.register_buffer("exploration", torch.zeros(3))

@@ -4,7 +4,7 @@ To use a model of your own, name any `torch.nn.Module` class with this construct
 
     class MyModel(nn.Module):
         recurrent: bool                     # whether there is state; then previous actions and rewards are given, too
-        normalizer: RunningNorm | None      # updated by the algorithm, once per slot
+        normalizer: RunningNorm | None      # updated by the algorithm, once per slot; may be left out
 
         def __init__(self, observation_space, distribution, **your_own_arguments): ...
         def initial_state(self, num_envs): ...              # a structure of [num_envs, ...] tensors, or None

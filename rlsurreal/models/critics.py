@@ -3,7 +3,7 @@
 To use a model of your own, name any `torch.nn.Module` class with this constructor and these members:
 
     class MyModel(nn.Module):
-        normalizer: RunningNorm | None      # updated by the algorithm
+        normalizer: RunningNorm | None      # updated by the algorithm; may be left out
         num_noise: int                      # uniform numbers wanted for each row of each critic
         num_critics: int                    # K
         num_atoms: int | None               # Z, where critics give distributions of values

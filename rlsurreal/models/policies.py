@@ -4,7 +4,7 @@ To use a model of your own, name any `torch.nn.Module` class with this construct
 
     class MyModel(nn.Module):
         recurrent: bool                     # whether there is state; then previous actions and rewards are given, too
-        normalizer: RunningNorm | None      # updated by the algorithm
+        normalizer: RunningNorm | None      # updated by the algorithm; may be left out
         distribution: Distribution          # of the actions; stochastic policies only
 
         def __init__(self, observation_space, action_space, **your_own_arguments): ...

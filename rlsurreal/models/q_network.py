@@ -4,7 +4,7 @@ To use a model of your own, name any `torch.nn.Module` class with this construct
 
     class MyModel(nn.Module):
         recurrent: bool                     # whether there is state; then previous actions and rewards are given, too
-        normalizer: RunningNorm | None      # updated by the algorithm
+        normalizer: RunningNorm | None      # updated by the algorithm; may be left out
         num_noise: int                      # standard normal numbers wanted for each row
         num_atoms: int | None               # Z, where the network gives distributions of values
         num_cosines: int | None             # not None where it takes ``taus``

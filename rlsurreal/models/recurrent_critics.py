@@ -3,7 +3,7 @@
 To use a model of your own, name any `torch.nn.Module` class with this constructor and these members:
 
     class MyModel(nn.Module):
-        normalizer: RunningNorm | None      # updated by the algorithm
+        normalizer: RunningNorm | None      # updated by the algorithm; may be left out
         num_noise = 0
         num_critics: int                    # K
 

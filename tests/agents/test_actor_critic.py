@@ -141,7 +141,7 @@ def test_missing_model_argument_is_named():
             super().__init__()
 
     with pytest.raises(ValueError, match="Needy.*'width'"):
-        ModelSpec(cls=Needy).build(OBSERVATION, None, seed=0)
+        ModelSpec(cls=Needy).build(observation_space=OBSERVATION, distribution=None, seed=0)
 
 
 def test_wrong_value_of_a_model_argument_is_explained_by_the_model():
@@ -376,4 +376,6 @@ def test_model_of_the_users_own_acts_and_keeps_no_normalizer():
     agent.update_normalizer(samples.env.observation[:10], samples.env.valid[:10])  # nothing to update
     sampler.close()
     with pytest.raises(ValueError, match="fit DifferenceModel: .*'hidden'; .*: hidden_size$"):
-        ModelSpec(cls=example.DifferenceModel, kwargs={"hidden": 5}).build(None, None, seed=0)
+        ModelSpec(cls=example.DifferenceModel, kwargs={"hidden": 5}).build(
+            observation_space=None, distribution=None, seed=0
+        )

@@ -222,12 +222,16 @@ def test_compiles_without_graph_breaks() -> None:
 def test_built_by_name_and_pickled() -> None:
     options = {"num_critics": 2, "num_atoms": Z, "layer_norm": True}
     spec = pickle.loads(pickle.dumps(ModelSpec(cls=CriticEnsemble, kwargs=options)))
-    critics = spec.build(NESTED, ACTION, seed=3)
+    critics = spec.build(observation_space=NESTED, action_space=ACTION, seed=3)
     inputs = random_element(NESTED, B), random_element(ACTION, B)
     expected = critics(*inputs)
     loaded = CriticEnsemble(NESTED, ACTION, **options)  # type: ignore[arg-type]
     loaded.load_state_dict(critics.state_dict())
-    for other in (pickle.loads(pickle.dumps(critics)), spec.build(NESTED, ACTION, seed=3), loaded):
+    for other in (
+        pickle.loads(pickle.dumps(critics)),
+        spec.build(observation_space=NESTED, action_space=ACTION, seed=3),
+        loaded,
+    ):
         assert torch.equal(other(*inputs), expected)
 
 

@@ -211,12 +211,16 @@ def test_compiles_without_graph_breaks(cls: Any) -> None:
 def test_built_by_name_and_pickled(cls: Any) -> None:
     options = {"hidden_sizes": (16,), "recurrent": "lstm", "normalize_observation": True}
     spec = pickle.loads(pickle.dumps(ModelSpec(cls=cls, kwargs=options)))
-    policy: Any = spec.build(NESTED, ACTION, seed=3)
+    policy: Any = spec.build(observation_space=NESTED, action_space=ACTION, seed=3)
     inputs, state = random_inputs(NESTED, B), policy.initial_state(B)
     expected = outputs(policy(inputs, state)[0])
     loaded = cls(NESTED, ACTION, **options)
     loaded.load_state_dict(policy.state_dict())
-    for other in (pickle.loads(pickle.dumps(policy)), spec.build(NESTED, ACTION, seed=3), loaded):
+    for other in (
+        pickle.loads(pickle.dumps(policy)),
+        spec.build(observation_space=NESTED, action_space=ACTION, seed=3),
+        loaded,
+    ):
         assert torch.equal(outputs(other(inputs, state)[0]), expected)
     assert math.prod(expected.shape) == B * (2 if cls is DeterministicPolicy else 4)
 

@@ -314,14 +314,20 @@ def test_compiles_without_graph_breaks() -> None:
 def test_built_by_name_and_pickled() -> None:
     options = {"dueling": True, "noisy": True, "num_cosines": 8, "recurrent": "gru", "hidden_sizes": (16, 16)}
     spec = pickle.loads(pickle.dumps(ModelSpec(cls=QNetwork, kwargs=options)))
-    network: Any = spec.build(NESTED, A, seed=3)
+    network: Any = spec.build(observation_space=NESTED, num_actions=A, seed=3)
     inputs, more, state = random_inputs(NESTED, B), extras(network, B), network.initial_state(B)
     expected = network(inputs, state, **more)[0]
     loaded = QNetwork(NESTED, A, **options)  # type: ignore[arg-type]
     loaded.load_state_dict(network.state_dict())
-    for other in (pickle.loads(pickle.dumps(network)), spec.build(NESTED, A, seed=3), loaded):
+    for other in (
+        pickle.loads(pickle.dumps(network)),
+        spec.build(observation_space=NESTED, num_actions=A, seed=3),
+        loaded,
+    ):
         assert torch.equal(other(inputs, state, **more)[0], expected)
-    assert not torch.equal(spec.build(NESTED, A, seed=4)(inputs, state, **more)[0], expected)
+    assert not torch.equal(
+        spec.build(observation_space=NESTED, num_actions=A, seed=4)(inputs, state, **more)[0], expected
+    )
 
 
 @pytest.mark.parametrize(("options", "match"), [

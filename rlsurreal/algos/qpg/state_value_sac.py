@@ -19,6 +19,7 @@ from rlsurreal.algos.off_policy import Parts
 from rlsurreal.algos.qpg.sac import SAC
 from rlsurreal.algos.update import GradientStep
 from rlsurreal.models import QNetwork
+from rlsurreal.models.checks import check_q_network
 from rlsurreal.ops.values import bootstrapped_target, min_over_critics
 from rlsurreal.replays import Transitions
 from rlsurreal.structs import AgentInputs
@@ -53,14 +54,17 @@ class StateValueSAC(SAC):
 
     def _bootstrap(self) -> nn.Module:
         agent = self._agent
-        self._value: Any = self.value.build(agent.spaces.observation, 1, seed=self._seed).to(agent.device)
+        value: Any = self.value.build(observation_space=agent.spaces.observation, num_actions=1, seed=self._seed)
+        check_q_network(value, "a model of state values of StateValueSAC", agent.spaces, num_actions=1)
+        self._value: Any = value.to(agent.device)
         for name in ("num_atoms", "num_cosines", "num_noise", "recurrent"):
             if getattr(self._value, name):
                 raise ValueError(
                     f"StateValueSAC.value has {name}={getattr(self._value, name)}, and is to be a plain QNetwork; "
                     "leave that out"
                 )
-        return self._value
+        network: nn.Module = self._value
+        return network
 
     def _update(self, batch: Transitions, progress: float) -> Tensor:
         self._value_step.learning_rate.fill_(self._critic_rate_at(progress))
@@ -87,5 +91,5 @@ class StateValueSAC(SAC):
 
 
 def _values(network: Any, observation: Tree) -> Tensor:
-    values: Tensor = network(AgentInputs(observation))[0].squeeze(-1)
+    values: Tensor = network(AgentInputs(observation), None)[0].squeeze(-1)
     return values
