@@ -1,4 +1,4 @@
-"""Whether a model is what those who run it ask for: its members, and what it makes of zeros.
+"""Whether a model is what those who run it ask for: its members, its layers, and what it makes of zeros.
 
 Called by agents and algorithms when they have built one, on the CPU, before anything is collected.  ``role`` says in
 messages what it was built for: "a model of QAgent".  Gradients, random streams and statistics take no notice.
@@ -12,7 +12,10 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from rlsurreal.distributions import Distribution
 from rlsurreal.structs import AgentInputs, Spaces
@@ -136,6 +139,11 @@ class _Trial:
         missing = [name for name in members if not hasattr(module, name)]
         if missing:
             raise ValueError(f"{self._name} has no {' and no '.join(missing)}, and {role} has: {_SEE}")
+        for name, layer in module.named_modules():
+            fault = _fault(layer) if layer.training else None
+            if fault is not None:
+                kind = type(layer).__name__
+                raise ValueError(f"{self._name}.{name} is a {kind}, which {role} must not have: {fault}; {_SEE}")
 
     def error(self, member: str, found: str, wanted: str) -> ValueError:
         return ValueError(f"{self._name}.{member} {found}; {self._role} {wanted}: {_SEE}")
@@ -186,6 +194,24 @@ class _Trial:
             found, after = self.pair("forward", outputs, inputs, state, *first, **more(leading))
             self.check("forward", outputs, found, wanted(leading), means)
             self.check("forward", "a state", after, _shapes(state), "as initial_state does")
+
+
+def _fault(layer: nn.Module) -> str | None:
+    """What is wrong with a layer, and what to take instead.
+
+    There is no switching between training and acting: both see one function of observations, row by row.
+    """
+    if isinstance(layer, _BatchNorm):
+        return "a row's result depends on the others; use LayerNorm, or freeze it with .eval() if it comes trained"
+    if isinstance(layer, LazyModuleMixin):
+        return "weights are drawn when the model is built; give it its sizes"
+    is_random = isinstance(layer, nn.RReLU) or (isinstance(layer, _DropoutNd) and layer.p > 0)
+    if is_random or (isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)) and layer.dropout > 0):
+        return (
+            "it is random in acting, too; leave it out (dropout=0), or use LayerNorm (DroQ is "
+            "CriticEnsemble(dropout=...), whose chance is an input)"
+        )
+    return None
 
 
 def _shapes(value: Any) -> Any:

@@ -191,6 +191,46 @@ def test_critics_that_are_none_are_refused(algo: Any, agent: Any, spaces: Spaces
         algo.initialize(agent, BatchSpec(8, 1), seed=0)
 
 
+class Layered(MyQ):
+    def __init__(self, observation_space: Any, num_actions: int, layer: Any, frozen: bool = False) -> None:
+        super().__init__(observation_space, num_actions)
+        self.body = nn.Sequential(nn.Linear(3, 4), layer()).train(not frozen)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: nn.Dropout(0.1), r"Layered.body.1 is a Dropout, .*CriticEnsemble\(dropout=...\)"),
+    (lambda: nn.AlphaDropout(0.1), "body.1 is a AlphaDropout.*LayerNorm"),
+    (lambda: nn.TransformerEncoderLayer(4, 2), "body.1.self_attn is a MultiheadAttention.*dropout=0"),
+    (lambda: nn.LSTM(4, 4, num_layers=2, dropout=0.2), "body.1 is a LSTM.*dropout=0"),
+    (nn.RReLU, "body.1 is a RReLU"),
+    (lambda: nn.BatchNorm1d(4), "Layered.body.1 is a BatchNorm1d, .*use LayerNorm, or freeze it"),
+    (lambda: nn.LazyLinear(2), "body.1 is a LazyLinear.*give it its sizes"),
+])  # fmt: skip
+def test_layers_that_train_and_act_in_different_ways_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        initialize(QAgent(model=ModelSpec(cls=Layered, kwargs={"layer": make})), DISCRETE)
+
+
+@pytest.mark.parametrize(("make", "frozen"), [
+    (lambda: nn.Dropout(0.0), False), (lambda: nn.TransformerEncoderLayer(4, 2, dropout=0), False),
+    (lambda: nn.LayerNorm(4), False), (lambda: nn.LSTM(4, 4), False), (lambda: nn.BatchNorm1d(4), True),
+])  # fmt: skip
+def test_layers_that_do_not_are_taken(make: Any, frozen: bool) -> None:
+    initialize(QAgent(model=ModelSpec(cls=Layered, kwargs={"layer": make, "frozen": frozen})), DISCRETE)
+
+
+class DropsCritics(CriticEnsemble):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.drop = nn.Dropout(0.1)
+
+
+def test_critics_have_no_such_layers_either() -> None:
+    agent = initialize(PolicyAgent(), BOX)
+    with pytest.raises(ValueError, match="DropsCritics.drop is a Dropout, which a critic of SAC must not have"):
+        SAC(critic=ModelSpec(cls=DropsCritics)).initialize(agent, BatchSpec(8, 1), seed=0)
+
+
 class Draws(MyQ):
     def forward(self, inputs: AgentInputs, *args: Any, **kwargs: Any) -> Any:
         assert not torch.is_grad_enabled()
