@@ -22,7 +22,7 @@ from rlsurreal.distributed.parameters import Publication, SharedParameters
 from rlsurreal.structs import AgentInputs, AgentStep, Noise, Spaces
 from rlsurreal.utils.namedarraytuple import Tree, tree_map
 from rlsurreal.utils.programs import Program, compile_program
-from rlsurreal.utils.torch_tree import named_tensors
+from rlsurreal.utils.torch_tree import load_saved, named_tensors
 
 
 @dataclass(kw_only=True, eq=False)
@@ -143,8 +143,12 @@ class ModelAgent:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`, and publish."""
-        self.module.load_state_dict(state["module"])
+        """Continue from `state_dict`, and publish.
+
+        Raises:
+            ValueError: it is that of another network.
+        """
+        load_saved(self.module, state["module"], "network", "agent.model")
         self.publish(int(state["version"]))
 
 

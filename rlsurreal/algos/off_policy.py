@@ -30,7 +30,7 @@ from rlsurreal.utils.namedarraytuple import Tree
 from rlsurreal.utils.programs import Compile, should_compile
 from rlsurreal.utils.schedules import Schedule, as_schedule
 from rlsurreal.utils.seeding import derive_seed
-from rlsurreal.utils.torch_tree import upload
+from rlsurreal.utils.torch_tree import load_saved, upload
 
 _UPDATES_PER_READING = 64  # of the metrics
 
@@ -250,14 +250,18 @@ class OffPolicy:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; without a saved replay it fills anew before learning goes on."""
+        """Continue from `state_dict`; without a saved replay it fills anew before learning goes on.
+
+        Raises:
+            ValueError: it is that of other networks.
+        """
+        for name, network in self._parts.networks.items():  # first: of what belongs to them only the length would tell
+            load_saved(network, state["networks"][name], f"network {name!r}", "algo")
         self._num_updates, self._num_unread = state["num_updates"], state["num_unread"]
         for name, (step, _) in self._parts.steps.items():
             step.load_state_dict(state["steps"][name])
         for name, target in self._parts.targets.items():
             target.load_state_dict(state["targets"][name])
-        for name, network in self._parts.networks.items():
-            network.load_state_dict(state["networks"][name])
         own = state["own"]
         if self._num_updates and not (own and own["replay"] and self.save_replay):
             _log.info("the replay was not saved: learning goes on when it has %d steps again", self.limiter.min_steps)

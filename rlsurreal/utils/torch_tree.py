@@ -6,6 +6,7 @@ future, a node of `torch.utils._pytree`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,34 @@ def where_first(first: torch.Tensor, null: Tree, tree: Tree) -> Tree:
 def num_bytes(tree: Tree) -> int:
     """Memory of all leaves."""
     return sum(leaf.nbytes for leaf in leaves(tree))
+
+
+def load_saved(module: torch.nn.Module, saved: Mapping[str, torch.Tensor], network: str, settings: str) -> None:
+    """Copy the tensors of a checkpoint into a module.
+
+    Args:
+        module: as large as the one that was saved.
+        saved: its `state_dict`.
+        network, settings: how messages call it, and what it is built from.
+
+    Raises:
+        ValueError: they differ; says in which tensor.
+    """
+    own = module.state_dict()
+    faults = [
+        f"{name} is {tuple(saved[name].shape)} there and {tuple(tensor.shape)} here"
+        for name, tensor in own.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    faults += [f"there is no {name} there" for name in own if name not in saved]
+    faults += [f"there is no {name} here" for name in saved if name not in own]
+    if faults:
+        others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ValueError(
+            f"the checkpoint's {network} has other shapes: {faults[0]}{others}; resume with the settings of {settings} "
+            "that the run was begun with"
+        )
+    module.load_state_dict(saved)
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -344,6 +344,17 @@ def test_loading_reaches_the_copies():
     assert copy.version == 5 and not differ(copy, saved)
 
 
+@pytest.mark.parametrize(("there", "here", "message"), [
+    ((16,), (8,), r"layers.0.weight is \(16, 3\) there and \(8, 3\) here \(and \d more\); .* settings of agent.model"),
+    ((16,), (16, 16), r"there is no actor.mlp.layers.\d.weight there"),
+    ((16, 16), (16,), r"there is no actor.mlp.layers.\d.weight here"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_network_says_what_differs(there, here, message):
+    saved, agent = (make_agent(model={"hidden_sizes": sizes}) for sizes in (there, here))
+    with pytest.raises(ValueError, match=f"the checkpoint's network has other shapes: .*{message}"):
+        agent.load_state_dict(saved.state_dict())
+
+
 # ---------------------------------------------------------------- normalizing, and models of the user's own
 
 

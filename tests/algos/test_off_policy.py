@@ -370,6 +370,12 @@ def test_a_second_run_of_one_trainer_begins_anew(tmp_path):
     assert rows[0] == rows[1] and float(rows[0][-1]["update/updates"]) > 5
 
 
+def test_a_checkpoint_of_other_critics_says_what_differs():
+    state = Run("sac").algo.state_dict()
+    with pytest.raises(ValueError, match=r"network 'critics' has other shapes: layers.0.weight is .*settings of algo"):
+        Run("sac", critic=critic(hidden_sizes=(3,))).algo.load_state_dict(state)
+
+
 def test_a_checkpoint_of_another_kind_of_device_goes_on(caplog):
     run, other = Run("sac"), Run("sac")
     run.advance(8)
