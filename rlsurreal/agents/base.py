@@ -33,18 +33,22 @@ class ModelSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def build(self, *, seed: int, **given: Any) -> nn.Module:
-        """``cls(*given.values(), **kwargs)``; names of what is given are for messages.
+        """What `make` gives, with initial weights drawn from ``seed``; other random streams are left alone.
 
-        Initial weights are drawn from ``seed``, on the CPU, so that they do not depend on the device; other random
-        streams are left alone.
+        Weights are drawn on the CPU, so that they do not depend on the device.
+        """
+        with torch.device("cpu"), torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators for good
+            return self.make(**given)
+
+    def make(self, **given: Any) -> nn.Module:
+        """``cls(*given.values(), **kwargs)``; names of what is given are for messages.
 
         Raises:
             ValueError: ``kwargs`` do not fit the class, whose constructor may be a wrong one, or it builds no module.
         """
         self._check(given)
-        with torch.device("cpu"), torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed accelerators for good
-            module = self.cls(*given.values(), **self.kwargs)
+        module = self.cls(*given.values(), **self.kwargs)
         if not isinstance(module, nn.Module):
             raise ValueError(f"ModelSpec.cls is {self.cls!r}; it must be a class of torch.nn.Module")
         return module

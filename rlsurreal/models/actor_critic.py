@@ -26,7 +26,7 @@ import gymnasium as gym
 from torch import Tensor, nn
 
 from rlsurreal.distributions import Distribution
-from rlsurreal.models.encoders import EncoderName, ObservationEncoder
+from rlsurreal.models.encoders import Encoder, ObservationEncoder
 from rlsurreal.models.heads import PolicyHead, ValueHead
 from rlsurreal.models.normalizers import RunningNorm
 from rlsurreal.models.recurrent import RecurrentState
@@ -48,14 +48,15 @@ class ActorCritic(nn.Module):
     Args:
         observation_space: `Spaces.observation`.
         distribution: of the actions.
-        hidden_sizes: of the layers after the encoder.  None: (64, 64) for vectors, (256,) for images with vectors, none
-            for images alone, whose network ends in a wide layer of its own.
+        hidden_sizes: of the layers after the encoder.  None: (64, 64) for vectors, (256,) for images with vectors and
+            after an encoder of your own, none for images alone, whose network ends in a wide layer of its own.
         activation: of the hidden layers, see `rlsurreal.models.mlp`.
         layer_norm: normalise before each activation of the hidden layers.
         encoder: see `ObservationEncoder`.
         recurrent: "lstm", "gru" or None.  Recurrent models see the previous action and reward, too.
         recurrent_size: outputs of the recurrent layer.
-        shared: whether policy and value have all but their heads in common.  None: for images and recurrent models.
+        shared: whether policy and value have all but their heads in common.  None: for images, encoders of your own and
+            recurrent models.
         critic_hidden_sizes: of the value's own layers, if not shared.  None: as ``hidden_sizes``.
         normalize_observation: put a `RunningNorm` in front.
         precision: of convolutions and linear layers.  "bfloat16" (Kalamkar et al. 2019, arXiv 1905.12322) about
@@ -78,7 +79,7 @@ class ActorCritic(nn.Module):
         hidden_sizes: Sequence[int] | None = None,
         activation: str = "tanh",
         layer_norm: bool = False,
-        encoder: EncoderName = "auto",
+        encoder: Encoder = "auto",
         recurrent: Literal["lstm", "gru"] | None = None,
         recurrent_size: int = 256,
         shared: bool | None = None,

@@ -127,6 +127,14 @@ def check_recurrent_critics(module: Any, role: str, spaces: Spaces) -> None:
     trial.check("forward", "values", values, wanted, "one for each critic, step and sequence")
 
 
+@_aside()
+def check_encoder(module: Any, observation_space: gym.Space) -> None:
+    """ValueError unless it is as `rlsurreal.models.encoders` says of encoders of the user's own."""
+    trial = _Trial(module, "an encoder", "out_features")
+    found = trial.run("forward", _zeros(observation_space, (_ROWS,)))
+    trial.check("forward", "features", found, (_ROWS, module.out_features), "out_features for each row")
+
+
 # ---------------------------------------------------------------- what they have in common
 
 

@@ -26,7 +26,7 @@ from gymnasium import spaces as gs
 from torch import Tensor, nn
 
 from rlsurreal.distributions import make_distribution
-from rlsurreal.models.encoders import EncoderName, ObservationEncoder
+from rlsurreal.models.encoders import Encoder, ObservationEncoder
 from rlsurreal.models.mlp import ACTIVATIONS
 from rlsurreal.models.normalizers import RunningNorm
 from rlsurreal.models.q_network import QNetwork
@@ -73,7 +73,7 @@ class CriticEnsemble(nn.Module):
         hidden_sizes: Sequence[int] = (256, 256),
         activation: str = "relu",
         layer_norm: bool = False,
-        encoder: EncoderName = "auto",
+        encoder: Encoder = "auto",
         num_atoms: int | None = None,
         dropout: float = 0.0,
         normalize_observation: bool = False,
@@ -167,7 +167,7 @@ class QEnsemble(nn.Module):
         hidden_sizes: Sequence[int] | None = None,
         activation: str = "relu",
         layer_norm: bool = False,
-        encoder: EncoderName = "auto",
+        encoder: Encoder = "auto",
         dueling: bool = False,
         normalize_observation: bool = False,
         precision: Precision = "float32",

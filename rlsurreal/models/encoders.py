@@ -1,10 +1,19 @@
-"""From observations of any space to one vector.  Called by `rlsurreal.models.trunk`."""
+"""From observations of any space to one vector.  Called by `rlsurreal.models.trunk` and by models.
+
+To use an encoder of your own, give a model ``encoder=ModelSpec(cls=MyEncoder, kwargs=...)``, of a class like this:
+
+    class MyEncoder(nn.Module):
+        out_features: int                       # length of the result
+
+        def __init__(self, observation_space, **your_own_arguments): ...
+        def forward(self, observation): ...     # [N, out_features] from leaves [N, *shape]
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +21,7 @@ import torch
 from gymnasium import spaces as gs
 from torch import Tensor, nn
 
+from rlsurreal.models.checks import check_encoder
 from rlsurreal.models.conv import (
     NATURE_MIN_SIZE,
     ImageNetwork,
@@ -21,10 +31,19 @@ from rlsurreal.models.conv import (
     check_image_shape,
 )
 from rlsurreal.ops.encoding import one_hot, one_hot_factors
-from rlsurreal.utils.namedarraytuple import Tree, leaves
+from rlsurreal.utils.namedarraytuple import Tree, leaves, tree_map
 from rlsurreal.utils.spaces import children, leaf_dtype
 
-EncoderName = Literal["auto", "mlp", "nature", "impala", "minatar"]
+
+@runtime_checkable
+class EncoderSpec(Protocol):
+    """What builds an encoder of the user's own: a `rlsurreal.agents.ModelSpec`."""
+
+    def make(self, **given: Any) -> nn.Module:
+        """Build it for ``observation_space``."""
+
+
+Encoder = Literal["auto", "mlp", "nature", "impala", "minatar"] | EncoderSpec
 
 _NETWORKS = {"nature": NatureCnn, "impala": ImpalaResNet, "minatar": MinAtarCnn}
 
@@ -39,34 +58,45 @@ class ObservationEncoder(nn.Module):
         observation_space: a leaf space, or a Dict or Tuple of such, nested as you like.
         encoder: "auto": uint8 boxes ``[C, H, W]`` are images, for `NatureCnn` if they are large enough, or else for
             `ImpalaResNet`.  "nature", "impala", "minatar": every box of three dimensions is an image, for that network.
-            "mlp": there are no images.
-        ends_in_convolutions: leave out the linear layers of networks for images.
+            "mlp": there are no images.  What builds one of your own: that one, for the whole observation.
+        ends_in_convolutions: leave out the linear layers of networks for images (not of your own).
 
     Attributes:
         out_features: length of the result.
-        num_images, num_vectors: numbers of leaves of either kind.
+        num_images, num_vectors: numbers of leaves of either kind; an encoder of your own is one of each: models choose
+            the layers after it as for images with vectors.
 
     Raises:
-        ValueError: the encoder or a space is not known, or an image does not suit its network.
+        ValueError: the encoder or a space is not known, an image does not suit its network, or an encoder of your own
+            is not as this module says.
     """
 
     def __init__(
-        self, observation_space: gym.Space, encoder: EncoderName = "auto", *, ends_in_convolutions: bool = False
+        self, observation_space: gym.Space, encoder: Encoder = "auto", *, ends_in_convolutions: bool = False
     ) -> None:
         super().__init__()
-        if encoder not in ("auto", "mlp", *_NETWORKS):
-            raise ValueError(f"encoder is {encoder!r}; use 'auto', 'mlp', 'nature', 'impala' or 'minatar'")
-        options = {"out_features": None} if ends_in_convolutions else {}
-        encoders = [_leaf_encoder(space, encoder, options) for space in _leaf_spaces(observation_space)]
+        self._is_own = isinstance(encoder, EncoderSpec)
+        encoders: list[Any]
+        if isinstance(encoder, EncoderSpec):
+            encoders = [_Own(observation_space, encoder)]
+        elif encoder in ("auto", "mlp", *_NETWORKS):
+            options = {"out_features": None} if ends_in_convolutions else {}
+            encoders = [_leaf_encoder(space, encoder, options) for space in _leaf_spaces(observation_space)]
+        else:
+            raise ValueError(
+                f"encoder is {encoder!r}; use 'auto', 'mlp', 'nature', 'impala', 'minatar', or "
+                "ModelSpec(cls=...) with a class of your own"
+            )
         if not encoders:
             raise ValueError(f"observation space {observation_space} has no entries; give it at least one")
         self.encoders = nn.ModuleList(encoders)
         self.out_features = sum(e.out_features for e in encoders)
-        self.num_images = sum(isinstance(e, ImageNetwork) for e in encoders)
-        self.num_vectors = len(encoders) - self.num_images
+        self.num_images = sum(isinstance(e, (ImageNetwork, _Own)) for e in encoders)
+        self.num_vectors = sum(not isinstance(e, ImageNetwork) for e in encoders)
         # The most common case by far, and the one where every Python call counts.
         self._is_vector = (
-            isinstance(observation_space, gs.Box)
+            not self._is_own
+            and isinstance(observation_space, gs.Box)
             and len(observation_space.shape) == 1
             and leaf_dtype(observation_space) == np.float32
         )
@@ -76,8 +106,26 @@ class ObservationEncoder(nn.Module):
         if self._is_vector:
             vector: Tensor = observation
             return vector
-        parts: list[Tensor] = [encode(x) for encode, x in zip(self.encoders, leaves(observation))]
+        entries = [observation] if self._is_own else leaves(observation)
+        parts: list[Tensor] = [encode(x) for encode, x in zip(self.encoders, entries)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class _Own(nn.Module):
+    """An encoder of the user's own, to which all leading dimensions are one."""
+
+    def __init__(self, observation_space: gym.Space, spec: EncoderSpec) -> None:
+        super().__init__()
+        encoder: Any = spec.make(observation_space=observation_space)
+        check_encoder(encoder, observation_space)
+        self.encoder, self.out_features = encoder, int(encoder.out_features)
+        self.num_dims = len(next(_leaf_spaces(observation_space)).shape or ())
+
+    def forward(self, observation: Tree) -> Tensor:
+        first = leaves(observation)[0]
+        leading = first.shape[: first.dim() - self.num_dims]
+        rows: Tensor = self.encoder(tree_map(lambda x: x.reshape(-1, *x.shape[len(leading) :]), observation))
+        return rows.reshape(*leading, self.out_features)
 
 
 class _Flatten(nn.Module):
@@ -117,7 +165,7 @@ def _leaf_spaces(space: gym.Space) -> Iterator[gym.Space]:
         yield from _leaf_spaces(child)
 
 
-def _leaf_encoder(space: gym.Space, encoder: EncoderName, options: dict[str, Any]) -> Any:
+def _leaf_encoder(space: gym.Space, encoder: str, options: dict[str, Any]) -> Any:
     if isinstance(space, gs.Discrete):
         return _OneHot((int(space.n),), ())
     if isinstance(space, gs.MultiDiscrete):

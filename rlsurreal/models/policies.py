@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from rlsurreal.distributions import Gaussian
 from rlsurreal.distributions.base import to_event
 from rlsurreal.distributions.discrete import Categorical
-from rlsurreal.models.encoders import EncoderName, ObservationEncoder
+from rlsurreal.models.encoders import Encoder, ObservationEncoder
 from rlsurreal.models.normalizers import RunningNorm
 from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, init_uniform, normalized
 from rlsurreal.structs import AgentInputs
@@ -52,7 +52,7 @@ class _Policy(nn.Module):
         hidden_sizes: Sequence[int] = (256, 256),
         activation: str = "relu",
         layer_norm: bool = False,
-        encoder: EncoderName = "auto",
+        encoder: Encoder = "auto",
         recurrent: Literal["lstm", "gru"] | None = None,
         recurrent_size: int = 256,
         normalize_observation: bool = False,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsurreal.distributions import Categorical
-from rlsurreal.models.encoders import EncoderName, ObservationEncoder
+from rlsurreal.models.encoders import Encoder, ObservationEncoder
 from rlsurreal.models.mlp import ACTIVATIONS
 from rlsurreal.models.noisy import NoisyLinear
 from rlsurreal.models.normalizers import RunningNorm
@@ -47,7 +47,7 @@ class QNetwork(nn.Module):
         hidden_sizes: of all layers between encoder and outputs.  The last of them belongs to the head: it comes after
             the recurrent layer, and with ``dueling`` there are two of it.  Networks for images end in their
             convolutions here.  None: (256, 256) for vectors, (512,) for images (Mnih et al. 2015), (512, 512) for
-            images in recurrent models (Kapturowski et al. 2019).
+            images in recurrent models (Kapturowski et al. 2019); after an encoder of your own as for images.
         activation: of the hidden layers, see `rlsurreal.models.mlp`.
         layer_norm: normalise before each activation of the hidden layers.
         encoder: see `ObservationEncoder`.
@@ -83,7 +83,7 @@ class QNetwork(nn.Module):
         hidden_sizes: Sequence[int] | None = None,
         activation: str = "relu",
         layer_norm: bool = False,
-        encoder: EncoderName = "auto",
+        encoder: Encoder = "auto",
         recurrent: Literal["lstm", "gru"] | None = None,
         recurrent_size: int = 512,
         dueling: bool = False,

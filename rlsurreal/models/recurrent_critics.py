@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rlsurreal.distributions import make_distribution
 from rlsurreal.models.critics import CriticEnsemble
-from rlsurreal.models.encoders import EncoderName, ObservationEncoder
+from rlsurreal.models.encoders import Encoder, ObservationEncoder
 from rlsurreal.models.normalizers import RunningNorm
 from rlsurreal.models.recurrent import RecurrentState
 from rlsurreal.models.trunk import Trunk, init_uniform, normalized
@@ -70,7 +70,7 @@ class RecurrentCritics(nn.Module):
         hidden_sizes: Sequence[int] = (256,),
         activation: str = "relu",
         layer_norm: bool = False,
-        encoder: EncoderName = "auto",
+        encoder: Encoder = "auto",
         normalize_observation: bool = False,
     ) -> None:
         super().__init__()
