@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
+from rlsurreal.envs.attributes import NotSavable
 from rlsurreal.envs.base import (
     EnvError,
     agent_spaces,
@@ -26,7 +27,7 @@ from rlsurreal.envs.base import (
 )
 from rlsurreal.envs.problems import reset_problem, step_problem
 from rlsurreal.envs.rows import InfoWriter, RowError, observation_writer, write_rewards
-from rlsurreal.envs.state import get_env_state, set_env_state, state_problem
+from rlsurreal.envs.state import get_env_states, set_env_states, state_problem
 from rlsurreal.structs import EnvStep, Spaces
 from rlsurreal.utils.namedarraytuple import Tree, leaves
 from rlsurreal.utils.spaces import to_env_action
@@ -354,17 +355,15 @@ class GymnasiumVectorEnv:
 
     def state_problem(self) -> str | None:
         """Why `get_state` cannot save these environments, or None if it can."""
-        return next(filter(None, map(state_problem, self.envs)), None)
+        return state_problem(self.envs)
 
     def get_state(self) -> dict[str, Any] | None:
         """All that the next steps depend on, picklable; None where an environment cannot be saved."""
-        if self.state_problem() is not None:
+        try:
+            states = get_env_states(self.envs)
+        except NotSavable:
             return None
-        return {
-            "envs": [get_env_state(env) for env in self.envs],
-            "ended": list(self._ended),
-            "seeds": list(self._seeds),
-        }
+        return {"envs": states, "ended": list(self._ended), "seeds": list(self._seeds)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from ``state``, which `get_state` of environments made alike has saved; no reset is needed.
@@ -377,8 +376,7 @@ class GymnasiumVectorEnv:
                 f"the state is of {len(state['envs'])} environments, here are {self.num_envs}; resume with the "
                 "same number of environments in each batch"
             )
-        for env, env_state in zip(self.envs, state["envs"]):
-            set_env_state(env, env_state)
+        set_env_states(self.envs, state["envs"])
         self._ended, self._seeds = list(state["ended"]), list(state["seeds"])
         self._calls = list(self._steps)
         for i in self._ended:

@@ -1,23 +1,21 @@
-"""Saving one environment in mid-episode and continuing it bit for bit, in this process or another.
+"""Saving environments in mid-episode and continuing them bit for bit, in this process or another.
 
 Called by `GymnasiumVectorEnv` for checkpoints.  An environment is a chain of wrappers around a core.  Of each link
-all attributes are saved, provided they are plain data; three kinds of object that are not are known and treated
-apart: MuJoCo's data, the Arcade Learning Environment's emulator, and constants such as spaces, models and renderers,
-which the environment that the state is restored into has already.  A link that has ``get_state()`` and
-``set_state(state)`` of its own is asked instead, for itself and everything within it.  Where anything else turns up
-the environment counts as not savable: a state that left something out would resume to other trajectories without a
-word.
+all attributes are saved, provided that they are plain data, or objects that are all in their attributes; three kinds
+of object that are not are known and treated apart: MuJoCo's data, the Arcade Learning Environment's emulator, and
+constants such as spaces, models and renderers, which the environment that the state is restored into has already.  A
+link that has ``get_state()`` and ``set_state(state)`` of its own is asked instead, for itself and everything within it.
+Where anything else turns up the environment counts as not savable: a state that left something out would resume to
+other trajectories without a word.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import copy
-import copyreg
-import enum
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,70 +23,93 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, np.generic, enum.Enum)
-_CONTAINERS = (tuple, list, set, frozenset, collections.deque)
+from rlsurreal.envs.attributes import NotSavable, Restorer, Saver
+
 # Constructor arguments that Gymnasium's classes keep.
 _ARGUMENTS = {"_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"}
 _VIEWER_MODULES = ("pygame", "pyglet", "glfw", "gymnasium.envs.mujoco.mujoco_rendering")
 
+State = list[dict[str, Any]]  # of one environment's links
 
-def state_problem(env: gym.Env) -> str | None:
-    """Why the state of ``env`` cannot be saved, or None if it can."""
-    for link in _links(env):
-        if _has_own_state(link):
-            return None
-        for name, value in _variables(link):
-            if not (_is_mujoco(value, "MjData") or _is_ale(value) or _is_plain(value)):
-                kind = f"{type(value).__module__}.{type(value).__qualname__}"
-                return (
-                    f"attribute {name!r} of {type(link).__name__} is a {kind}; "
-                    f"give {type(link).__name__} methods get_state() and set_state(state)"
-                )
+
+def state_problem(envs: Sequence[gym.Env]) -> str | None:
+    """Why the state of ``envs`` cannot be saved, or None if it can."""
+    try:
+        get_env_states(envs)
+    except NotSavable as error:
+        return str(error)
     return None
 
 
-def get_env_state(env: gym.Env) -> list[dict[str, Any]]:
-    """The state of ``env``, for which `state_problem` is None: picklable, and apart from what ``env`` does next."""
-    states = []
-    for link in _links(env):
-        if _has_own_state(link):
-            states.append({"class": type(link).__qualname__, "own": link.get_state()})  # type: ignore[attr-defined]
-            break
-        state: dict[str, Any] = {"class": type(link).__qualname__, "plain": {}, "mujoco": {}, "ale": {}}
-        for name, value in _variables(link):
-            if _is_mujoco(value, "MjData"):
-                state["mujoco"][name] = _get_mujoco(_mujoco_model(link), value)
-            elif _is_ale(value):
-                state["ale"][name] = get_ale_state(value)
-            else:
-                state["plain"][name] = value
-        states.append(state)
-    return copy.deepcopy(states)  # all at once: arrays that links share stay shared
-
-
-def set_env_state(env: gym.Env, states: list[dict[str, Any]]) -> None:
-    """Bring ``env`` to a state from `get_env_state`.
+def get_env_states(envs: Sequence[gym.Env]) -> list[State]:
+    """The states of ``envs``: picklable, and apart from what they do next.  What they share stays shared.
 
     Raises:
-        ValueError: the state is of another kind of environment.
+        NotSavable: names the attribute, and what to do.
     """
-    links = list(_links(env))[: len(states)]
-    names, saved = [type(link).__qualname__ for link in links], [state["class"] for state in states]
-    if names != saved:
-        raise ValueError(
-            f"the state is of {' > '.join(saved)}, the environment is {' > '.join(names)}; resume with the "
-            "environment and the wrappers that the state was saved with"
-        )
-    states = copy.deepcopy(states)
-    for link, state in zip(links, states):
-        if "own" in state:
-            link.set_state(state["own"])  # type: ignore[attr-defined]
-            continue
-        for name, value in state["mujoco"].items():
-            _set_mujoco(_mujoco_model(link), getattr(link, name), value)
-        for name, value in state["ale"].items():
-            set_ale_state(getattr(link, name), value)
-        vars(link).update(state["plain"])
+    saver = Saver(link for env in envs for link in _links(env))
+    return [[_get_state(link, saver) for link in _own_links(env)] for env in envs]
+
+
+def _get_state(link: gym.Env, saver: Saver) -> dict[str, Any]:
+    kind = type(link)
+    if _has_own_state(link):
+        return {"class": kind.__qualname__, "own": copy.deepcopy(link.get_state())}  # type: ignore[attr-defined]
+    state: dict[str, Any] = {"class": kind.__qualname__, "plain": {}, "mujoco": {}, "ale": {}}
+    for name, value in _variables(link):
+        if _is_mujoco(value, "MjData"):
+            state["mujoco"][name] = copy.deepcopy(_get_mujoco(_mujoco_model(link), value))
+        elif _is_ale(value):
+            state["ale"][name] = get_ale_state(value)
+        else:
+            try:
+                state["plain"][name] = saver.copy(value, name)
+            except NotSavable as error:
+                raise NotSavable(error.where, error.problem, kind.__name__) from None
+            except RecursionError:
+                raise NotSavable(name, "is nested too deeply", kind.__name__) from None
+    return state
+
+
+def set_env_states(envs: Sequence[gym.Env], states: Sequence[State]) -> None:
+    """Bring ``envs`` to states from `get_env_states`.
+
+    Raises:
+        ValueError: the states are of another kind of environment.
+    """
+    for env, state in zip(envs, states):
+        names, saved = [type(link).__qualname__ for link in _own_links(env)], [link["class"] for link in state]
+        if names != saved:
+            raise ValueError(
+                f"the state is of {' > '.join(saved)}, the environment is {' > '.join(names)}; resume with the "
+                "environment and the wrappers that the state was saved with"
+            )
+    restorer = Restorer([link for env in envs for link in _links(env)], _classes_held(envs))
+    for env, state in zip(envs, states):
+        for link, own in zip(_own_links(env), state):
+            _set_state(link, own, restorer)
+
+
+def _set_state(link: gym.Env, state: dict[str, Any], restorer: Restorer) -> None:
+    if "own" in state:
+        link.set_state(copy.deepcopy(state["own"]))  # type: ignore[attr-defined]
+        return
+    for name, value in state["mujoco"].items():
+        _set_mujoco(_mujoco_model(link), getattr(link, name), value)
+    for name, value in state["ale"].items():
+        set_ale_state(getattr(link, name), value)
+    vars(link).update((name, restorer.copy(value, name)) for name, value in state["plain"].items())
+
+
+def _classes_held(envs: Sequence[gym.Env]) -> set[type]:
+    """The classes of the objects that ``envs`` hold now."""
+    saver = Saver(link for env in envs for link in _links(env))
+    for env in envs:
+        for link in _own_links(env):
+            for name, value in _variables(link):
+                with contextlib.suppress(NotSavable):
+                    saver.copy(value, name)
+    return saver.kinds
 
 
 def _links(env: gym.Env) -> Iterator[gym.Env]:
@@ -97,6 +118,14 @@ def _links(env: gym.Env) -> Iterator[gym.Env]:
     while isinstance(env, gym.Wrapper):
         env = env.env
         yield env
+
+
+def _own_links(env: gym.Env) -> Iterator[gym.Env]:
+    """Those that are saved: all, or up to the first that saves itself and what is within it."""
+    for link in _links(env):
+        yield link
+        if _has_own_state(link):
+            return
 
 
 def _has_own_state(link: gym.Env) -> bool:
@@ -122,47 +151,15 @@ def _variables(link: gym.Env) -> Iterator[tuple[str, Any]]:
 
 def _is_constant(value: Any) -> bool:
     """Whether ``value`` never changes after construction, or only shows the environment to people."""
+    if inspect.isroutine(value):
+        owner = getattr(
+            value, "__self__", None
+        )  # of a method: the environment itself stays, other objects are made anew
+        return owner is None or inspect.ismodule(owner) or isinstance(owner, gym.Env) or _is_constant(owner)
     return (
-        inspect.isroutine(value)
-        or isinstance(value, (gym.Space, EnvSpec, type, partial))
+        isinstance(value, (gym.Space, EnvSpec, type, partial))
         or _is_mujoco(value, "MjModel")
         or type(value).__module__.startswith(_VIEWER_MODULES)
-    )
-
-
-def _is_plain(value: Any, above: frozenset[int] = frozenset()) -> bool:
-    """Whether a deep copy or a pickle of ``value`` holds all of it."""
-    if isinstance(value, _ATOMS):
-        return True
-    if id(value) in above:
-        return True
-    above = above | {id(value)}
-    if isinstance(value, np.ndarray):
-        return value.dtype != object or all(_is_plain(item, above) for item in value.flat)
-    if isinstance(value, (np.random.Generator, np.random.RandomState)):
-        return True
-    if isinstance(value, dict):
-        return all(_is_plain(key, above) and _is_plain(item, above) for key, item in value.items())
-    if isinstance(value, _CONTAINERS):
-        return all(_is_plain(item, above) for item in value)
-    return not isinstance(value, type) and _is_plain_object(value, above)
-
-
-def _is_plain_object(value: Any, above: frozenset[int]) -> bool:
-    """Whether ``value`` is of a Python class and is all in its attributes: pickled by the default way and no other."""
-    kind = type(value)
-    default_getstate = getattr(object, "__getstate__", None)  # none before Python 3.11
-    if hasattr(kind, "__setstate__") or getattr(kind, "__getstate__", None) is not default_getstate:
-        return False
-    try:
-        maker, arguments, attributes, *items = value.__reduce_ex__(2)
-    except (TypeError, ValueError):
-        return False
-    return (
-        maker is getattr(copyreg, "__newobj__")  # noqa: B009  (typeshed does not know it)
-        and arguments == (kind,)
-        and not any(items)
-        and _is_plain(attributes, above)
     )
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-from typing import Any
+import enum
+import random
+from collections import OrderedDict, defaultdict, deque
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +16,10 @@ import pytest
 
 from rlsurreal.envs import GymnasiumEnv, make_atari
 from rlsurreal.envs.gymnasium_env import GymnasiumVectorEnv
-from rlsurreal.envs.state import get_env_state, set_env_state, state_problem
+from rlsurreal.envs.state import get_env_states, set_env_states, state_problem
 from rlsurreal.structs import EnvStep, HasState
 from rlsurreal.testing.envs import CountingEnv, NestedEnv, RecallEnv
+from rlsurreal.utils.files import load_checkpoint, save_checkpoint
 from rlsurreal.utils.namedarraytuple import named_leaves, tree_map
 from rlsurreal.utils.spaces import null_value, random_actions
 
@@ -23,6 +29,112 @@ def classic_atari() -> gym.Env:
     env = gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.25, max_num_frames_per_episode=160)
     env = gym.wrappers.AtariPreprocessing(env, noop_max=10)
     return gym.wrappers.FrameStackObservation(env, 4)
+
+
+def wrapped(wrapper: Any, **kwargs: Any) -> gym.Env:
+    return wrapper(gym.make("CartPole-v1", max_episode_steps=25), **kwargs)
+
+
+class Mood(enum.Enum):
+    CALM = 1.0
+    WILD = 2.0
+
+
+class Move(NamedTuple):
+    row: int
+    column: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    row: int
+    column: int
+
+
+@dataclass
+class Particle:
+    position: np.ndarray
+    ages: list[int]
+    peers: list[Particle]
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+
+class Task:
+    """Knows its environment."""
+
+    def __init__(self, env: Motley) -> None:
+        self.env, self.cells = env, {Cell(0, 0): 1}
+
+
+class Motley(gym.Env):
+    """Has attributes of every kind that can be saved.  What is observed depends on all of them."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (13,))
+    action_space = gym.spaces.Discrete(2)
+    Size = enum.IntEnum("Size", "SMALL LARGE", qualname="Motley.Size")
+
+    def __init__(self) -> None:
+        self.task = Task(self)
+        self.older, self.pure = np.random.RandomState(1), random.Random(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.visited, self.recent, self.counts = {(0, 0)}, deque([0.0], maxlen=3), defaultdict(int)
+        self.moods, self.size = {Mood.CALM: 1.0}, Motley.Size.SMALL
+        self.letters, self.letter = np.array(list("SFG")), np.str_("F")
+        self.objects = np.array([[], None], object)
+        self.board = {(0, 0): 1.0}
+        self.order = OrderedDict(a=1.0, b=2.0)
+        self.corners = frozenset({1})
+        self.last = Move(0, 0.0)
+        self.slotted = Slotted()
+        self.slotted.value = 0.0
+        self.shared = np.zeros(2)
+        self.particles: list[Particle] = []
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        x = float(self.np_random.normal() + self.older.normal() + self.pure.gauss(0, 1) + action)
+        cell = int(abs(x) * 3), int(self.np_random.integers(3))
+        self.task.cells[Cell(*cell)] = self.task.cells.get(Cell(*cell), 0) + 1
+        self.visited.add(cell)
+        self.recent.append(x)
+        self.counts[Mood.WILD if x > 0 else "calm"] += 1
+        self.moods = {mood: x * mood.value for mood in Mood if x > 0 or mood is Mood.CALM}
+        self.size = Motley.Size.LARGE if x > 1 else Motley.Size.SMALL
+        self.letters[cell[1]] = "ABC"[cell[1]]
+        self.letter = np.str_("xyz"[cell[1]])
+        self.objects[0].append(x)
+        self.board[cell] = x
+        self.order.move_to_end("a" if x > 0 else "b")
+        self.corners |= {cell[0]}
+        self.last = Move(cell[0], x)
+        self.slotted.value += x
+        if x > 0.5:
+            self.particles.append(Particle(self.shared, [len(self.recent)], self.particles))
+            self.particles[-1].peers[0].position[0] += x  # another name for `shared`, and for `particles`
+        return self._observe(), x, len(self.visited) > 12, False, {}
+
+    def _observe(self) -> np.ndarray:
+        sums = [
+            sum(row + 10 * column for row, column in self.visited),
+            sum(self.recent),
+            self.counts[Mood.WILD] + 10 * self.counts["calm"],
+            sum(self.moods.values()) + self.size.value,
+            ord(self.letter) + sum(map(ord, self.letters)),
+            sum(self.objects[0]),
+            sum(self.board.values()),
+            sum(float(i) * value for i, value in enumerate(self.order.values())),
+            len(self.corners),
+            self.last.row + self.last.column,
+            self.slotted.value,
+            self.shared[0] + len(self.particles),
+            sum(cell.row * n for cell, n in self.task.env.task.cells.items()),
+        ]
+        return np.array(sums, np.float32)
 
 
 def limited(env_id: str, steps: int) -> GymnasiumEnv:
@@ -48,6 +160,13 @@ SPECS = {
     "counting": GymnasiumEnv(factory=CountingEnv, kwargs={"lengths": (9, 20), "lives": 2}),
     "nested": GymnasiumEnv(factory=NestedEnv),
     "recall": GymnasiumEnv(factory=RecallEnv),
+    "frozen lake": limited("FrozenLake-v1", 25),
+    "frame stack": GymnasiumEnv(factory=partial(wrapped, gym.wrappers.FrameStackObservation, stack_size=3)),
+    "delay": GymnasiumEnv(factory=partial(wrapped, gym.wrappers.DelayObservation, delay=2)),
+    "statistics": GymnasiumEnv(factory=partial(wrapped, gym.wrappers.RecordEpisodeStatistics)),
+    "normalized observation": GymnasiumEnv(factory=partial(wrapped, gym.wrappers.NormalizeObservation)),
+    "normalized reward": GymnasiumEnv(factory=partial(wrapped, gym.wrappers.NormalizeReward)),
+    "motley": GymnasiumEnv(factory=Motley),
 }
 
 
@@ -74,7 +193,7 @@ def run(vector: GymnasiumVectorEnv, actions: list[Any]) -> list[EnvStep]:
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("saved_at", [15, "the end of an episode"])
-def test_continues_bit_for_bit(name: str, saved_at: Any) -> None:
+def test_continues_bit_for_bit(name: str, saved_at: Any, tmp_path: Path) -> None:
     spec, num_envs = SPECS[name], 2
     vector = spec.make(num_envs, 0, 1)
     rng = np.random.default_rng(0)
@@ -96,7 +215,8 @@ def test_continues_bit_for_bit(name: str, saved_at: Any) -> None:
             run(vector, draw(1))
         assert vector._ended
     assert isinstance(vector, HasState) and vector.state_problem() is None
-    state = pickle.loads(pickle.dumps(vector.get_state()))
+    save_checkpoint(tmp_path / "state.pt", {"state": vector.get_state()})
+    state = load_checkpoint(tmp_path / "state.pt")["state"]
     actions = draw(50)
     expected = run(vector, actions)
     if name != "humanoid":
@@ -134,13 +254,13 @@ def test_saved_state_does_not_change_with_the_environment() -> None:
             self.alias = [self.counts]
 
     env = Mutating()
-    state = get_env_state(env)
+    state = get_env_states([env])
     env.counts += 1
-    set_env_state(env, state)
+    set_env_states([env], state)
     assert env.counts.tolist() == [0, 0]
     assert env.alias[0] is env.counts, "what was one object stays one"
     env.counts += 1
-    set_env_state(env, state)
+    set_env_states([env], state)
     assert env.counts.tolist() == [0, 0]
 
 
@@ -187,7 +307,7 @@ class HalfSaving(Opaque):
 def test_what_cannot_be_saved_says_so(kind: type[CountingEnv]) -> None:
     vector = GymnasiumEnv(factory=kind).make(2, 0, 0)
     assert vector.state_problem() is not None and vector.get_state() is None
-    problem = state_problem(vector.envs[0])
+    problem = state_problem(vector.envs)
     assert problem is not None and "attribute 'generator'" in problem and "get_state()" in problem
 
 
@@ -233,7 +353,7 @@ class Lossy(Helper):
 def test_attributes_are_saved_only_if_nothing_is_lost(kind: Any, savable: bool) -> None:
     env = CountingEnv()
     env.extra = iter([]) if kind is iter else kind()  # type: ignore[attr-defined]
-    assert (state_problem(env) is None) == savable
+    assert (state_problem([env]) is None) == savable
 
 
 def test_names_of_attributes_do_not_matter() -> None:
@@ -244,15 +364,15 @@ def test_names_of_attributes_do_not_matter() -> None:
             super().__init__()
             self.env = gym.make("CartPole-v1")
 
-    assert "'env'" in str(state_problem(Outer()))
+    assert "'env'" in str(state_problem([Outer()]))
     env = CountingEnv()
     env.clock = 3  # type: ignore[attr-defined]
-    state = get_env_state(env)
+    state = get_env_states([env])
     env.clock = 4  # type: ignore[attr-defined]
-    set_env_state(env, state)
+    set_env_states([env], state)
     assert env.clock == 3  # type: ignore[attr-defined]
     env.window = type("Clock", (), {"__module__": "pygame.time", "__slots__": ("x",)})()  # type: ignore[attr-defined]
-    assert state_problem(env) is None
+    assert state_problem([env]) is None
 
 
 def test_state_of_another_kind_is_refused() -> None:

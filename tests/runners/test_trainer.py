@@ -11,9 +11,12 @@ import sys
 import textwrap
 import threading
 import time
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -89,7 +92,7 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
             assert_equal(x, y, f"{where}.{name}")
     elif isinstance(one, np.random.Generator):
         assert_equal(one.bit_generator.state, other.bit_generator.state, where)
-    elif isinstance(one, (list, tuple)):
+    elif isinstance(one, (list, tuple, deque)):
         assert len(one) == len(other), where
         for i, (x, y) in enumerate(zip(one, other)):
             assert_equal(x, y, f"{where}[{i}]")
@@ -98,6 +101,33 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
         assert np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f"), where
     else:
         assert one == other or (one != one and other != other), where
+
+
+def dqn(**changes: Any) -> dict[str, Any]:
+    """What replays exactly."""
+    return {
+        "agent": QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (8,)}), epsilon=Linear(1.0, 0.1)),
+        "algo": lambda: DQN(
+            batch_size=16,
+            target_interval=7,
+            replay=Replay(capacity=1_000, selector=Prioritized()),
+            limiter=ReplayRatio(ratio=2, min_steps=100),
+            save_replay=True,
+        ),
+        **changes,
+    }
+
+
+def wrapped(*wrappers: Any) -> GymnasiumEnv:
+    """CartPole in wrappers that have a state."""
+
+    def make() -> gym.Env:
+        env = gym.make("CartPole-v1")
+        for wrapper in wrappers:
+            env = wrapper(env)
+        return env
+
+    return GymnasiumEnv(factory=make)
 
 
 CASES = {
@@ -114,19 +144,13 @@ CASES = {
         {"algo": lambda: PPO(adaptive_clip=True, num_epochs=2, num_minibatches=2, kl_target=1e-4)},
     ),
     "a2c": ("CartPole-v1", {"algo": lambda: A2C(scale_rewards=True)}),
-    "dqn": (
-        "CartPole-v1",
-        {
-            "agent": QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (8,)}), epsilon=Linear(1.0, 0.1)),
-            "algo": lambda: DQN(
-                batch_size=16,
-                target_interval=7,
-                replay=Replay(capacity=1_000, selector=Prioritized()),
-                limiter=ReplayRatio(ratio=2, min_steps=100),
-                save_replay=True,
-            ),
-        },
-    ),
+    "dqn": ("CartPole-v1", dqn()),
+    "statistics": (wrapped(gym.wrappers.RecordEpisodeStatistics), dqn(total=800)),
+    "frame stack": (wrapped(partial(gym.wrappers.FrameStackObservation, stack_size=3)), {"total": 800}),
+    "delay": (wrapped(partial(gym.wrappers.DelayObservation, delay=2)), {"total": 800}),
+    "normalized": (wrapped(gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward), {"total": 800}),
+    "blackjack": ("Blackjack-v1", {"total": 800}),
+    "frozen lake": ("FrozenLake-v1", {"total": 800}),
     "pong": (GymnasiumEnv(factory=make_atari, kwargs={"game": "Pong", "size": 36}), {"total": 480}),
 }
 
@@ -151,6 +175,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, case):
     resumed = trainer(tmp_path / "parts", env, total=total, algo=make(), **changes)
     assert resumed.train(resume=parts) == parts
     assert_equal(_timeless(final_state(whole)), _timeless(final_state(parts)))
+    assert "cannot be saved" not in (parts / "log.txt").read_text()
     assert [without_times(r) for r in rows(whole)] == [without_times(r) for r in rows(parts)]
 
 
@@ -171,6 +196,10 @@ def stop_halfway(run: Trainer, steps: int) -> None:
 def _timeless(state: dict[str, Any]) -> dict[str, Any]:
     state["counter"] = {key: value for key, value in state["counter"].items() if "seconds" not in key}
     state["log"].pop("rate_from")
+    stations = [own["sampler"][station] for own in state["ranks"] for station in ("train", "eval")]
+    for link in (link for station in filter(None, stations) for env in station["env"]["envs"] for link in env):
+        for name in ("time_queue", "episode_start_time"):  # of RecordEpisodeStatistics
+            link.get("plain", {}).pop(name, None)  # Atari saves itself
     return state
 
 
