@@ -80,6 +80,8 @@ class AsyncSampler(SerialSampler):
 class AsyncStation:
     """An engine, its two slots, and the actor that plays it."""
 
+    problem: str | None = None  # to tell of: that it cannot be saved is no news
+
     def __init__(
         self,
         engine: AsyncVectorEnv,

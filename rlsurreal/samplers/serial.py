@@ -36,6 +36,8 @@ _log = logging.getLogger("rlsurreal")
 class SerialSampler(SamplerSettings):
     """Environments and agent in this process, one slot."""
 
+    _has_told_problem = False  # with the environments' state
+
     def connect(self, *, seed: int) -> Spaces:
         """Build the environments."""
         self._seed = seed
@@ -180,7 +182,15 @@ class SerialSampler(SamplerSettings):
         if exact:
             state["train"], state["tracker"] = self._train.get_state(), self._tracker.get_state()
             state["eval"] = None if self._eval is None else self._eval.get_state()
+            self._tell_problem()
         return state
+
+    def _tell_problem(self) -> None:
+        problems = [station.problem for station in (self._train, self._eval) if station is not None]
+        problem = next(filter(None, problems), None)
+        if problem is not None and not self._has_told_problem:
+            self._has_told_problem = True
+            _log.warning("a resumed run will begin new episodes: environments cannot be saved: %s", problem)
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """Continue from `get_state`; False where environments could not be saved, and begin new episodes instead."""
@@ -216,7 +226,7 @@ class Station:
     """One vector environment with its slot, and the actor that plays it."""
 
     next_slot = 0
-    _has_told_problem = False  # with the environments' state
+    problem: str | None = None  # why environments cannot be saved, when their state was last wanted
 
     def __init__(
         self,
@@ -272,14 +282,11 @@ class Station:
     def _env_state(self) -> Any:
         env: Any = self.collector.env
         state = env.get_state() if isinstance(env, HasState) else None
-        problem = env.state_problem() if state is None and hasattr(env, "state_problem") else None
+        self.problem = env.state_problem() if state is None and hasattr(env, "state_problem") else None
         try:
             to_plain(state)
         except ValueError as error:  # it holds objects of its own classes, and loading must not run their code
-            state, problem = None, str(error)
-        if problem is not None and not self._has_told_problem:
-            self._has_told_problem = True
-            _log.info("a resumed run will begin new episodes: environments cannot be saved: %s", problem)
+            state, self.problem = None, str(error)
         return state
 
     def set_state(self, state: dict[str, Any]) -> bool:
