@@ -66,10 +66,14 @@ def info_example(fields: Mapping[str, Any]) -> Tree:
     Floating point becomes float32, whole numbers become int64.
 
     Raises:
-        ValueError: an example is not numeric, or two keys make the same field name.
+        ValueError: there are no examples, one is not numeric, or two keys make the same field name.
     """
     if not fields:
         return None
+    if not isinstance(fields, Mapping):
+        raise ValueError(
+            f"info_fields is {fields!r}; give a dictionary with an example of each value, such as {{'x': 0.0}}"
+        )
     values: dict[str, np.ndarray] = {}
     for key, example in fields.items():
         array = np.asarray(example)

@@ -7,6 +7,7 @@ samples per insert: Cassirer et al. 2021.)
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,8 +23,8 @@ class ReplayRatio:
     min_steps: int = 1_000  # valid steps over all environments before the first update; they are not made up for
 
     def __post_init__(self) -> None:
-        if not _MAX_DENOMINATOR**-1 <= self.ratio < float("inf"):
-            raise ValueError(f"ReplayRatio.ratio is {self.ratio}; it must be positive and finite")
+        if not isinstance(self.ratio, (float, numbers.Real)) or not _MAX_DENOMINATOR**-1 <= self.ratio < float("inf"):
+            raise ValueError(f"ReplayRatio.ratio is {self.ratio!r}; it must be a number, positive and finite")
         if self.min_steps < 1:
             raise ValueError(f"ReplayRatio.min_steps is {self.min_steps}; it must be at least 1")
         self._exact_ratio = Fraction(self.ratio).limit_denominator(_MAX_DENOMINATOR)

@@ -319,8 +319,15 @@ def _limited_counting() -> gym.Env:
     return gym.wrappers.TimeLimit(CountingEnv(), 5)
 
 
-@pytest.mark.parametrize(("fields", "message"), [({"x": "text"}, "info_fields"), ({"a.b": 0, "a_b": 0}, "another key")])
-def test_bad_info_fields(fields: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"x": "text"}, "info_fields"),
+        ({"a.b": 0, "a_b": 0}, "another key"),
+        (["x"], r"info_fields is \['x'\]; give a dictionary"),
+    ],
+)
+def test_bad_info_fields(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GymnasiumEnv(factory="CartPole-v1", info_fields=fields)
 

@@ -99,7 +99,7 @@ def test_what_cannot_be_drawn_yet_stays_due() -> None:
     assert [limiter.take(2, most=most) for most in (0, 3, None)] == [0, 3, 2]
 
 
-@pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), float("inf"), "8", None])
 def test_ratio_must_be_positive(ratio: float) -> None:
     with pytest.raises(ValueError, match="ReplayRatio.ratio"):
         ReplayRatio(ratio=ratio)
