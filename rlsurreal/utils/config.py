@@ -10,9 +10,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import difflib
-import inspect
 import math
-import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rlsurreal.utils.components import annotation_of, field_names, is_component, join
 from rlsurreal.utils.names import find_named, name_of
 from rlsurreal.utils.text_values import parse_value
 
@@ -42,7 +41,7 @@ def to_tree(component: Any, *, strict: bool = True) -> dict[str, Any]:
         ValueError: a value has no name under which another process could find it; names the field and the fix.  Not
             with ``strict=False``, meant for logs: such a value becomes ``{"repr": text}``.
     """
-    if not _is_component(component):
+    if not is_component(component):
         raise ValueError(f"{component!r} is not a component; give an instance of a dataclass")
     tree: dict[str, Any] = _to_tree(component, "", strict)
     return tree
@@ -58,14 +57,14 @@ def _to_tree(value: Any, path: str, strict: bool) -> Any:
     if isinstance(value, PurePath):
         return {"path": str(value)}
     if type(value) in (list, tuple):
-        items = [_to_tree(item, _join(path, i), strict) for i, item in enumerate(value)]
+        items = [_to_tree(item, join(path, i), strict) for i, item in enumerate(value)]
         return items if type(value) is list else {"tuple": items}
     if type(value) is dict:
-        entries = {key: _to_tree(item, _join(path, key), strict) for key, item in value.items()}
+        entries = {key: _to_tree(item, join(path, key), strict) for key, item in value.items()}
         if all(type(key) is str for key in entries) and not _TAGS & entries.keys():
             return entries
-        return {"items": [[_to_tree(key, _join(path, key), strict), item] for key, item in entries.items()]}
-    named = type(value) if _is_component(value) else value
+        return {"items": [[_to_tree(key, join(path, key), strict), item] for key, item in entries.items()]}
+    named = type(value) if is_component(value) else value
     try:
         name = name_of(named)
     except ValueError as error:
@@ -79,7 +78,7 @@ def _to_tree(value: Any, path: str, strict: bool) -> Any:
         return {"ref": name}
     return {
         "class": name,
-        "fields": {field: _to_tree(getattr(value, field), _join(path, field), strict) for field in _fields(value)},
+        "fields": {field: _to_tree(getattr(value, field), join(path, field), strict) for field in field_names(value)},
     }
 
 
@@ -96,20 +95,20 @@ def from_tree(tree: Mapping[str, Any]) -> Any:
 
 def _from_tree(tree: Any, path: str) -> Any:
     if isinstance(tree, list):
-        return [_from_tree(item, _join(path, i)) for i, item in enumerate(tree)]
+        return [_from_tree(item, join(path, i)) for i, item in enumerate(tree)]
     if not isinstance(tree, Mapping):
         return tree
     tag = next((tag for tag in tree if tag in _TAGS), None)
     if tag is None:
-        return {key: _from_tree(item, _join(path, key)) for key, item in tree.items()}
+        return {key: _from_tree(item, join(path, key)) for key, item in tree.items()}
     content = tree[tag]
     if tag == "tuple":
-        return tuple(_from_tree(item, _join(path, i)) for i, item in enumerate(content))
+        return tuple(_from_tree(item, join(path, i)) for i, item in enumerate(content))
     if tag == "items":
-        return {_from_tree(key, path): _from_tree(item, _join(path, key)) for key, item in content}
+        return {_from_tree(key, path): _from_tree(item, join(path, key)) for key, item in content}
     if tag in ("float", "path"):
         return float(content) if tag == "float" else Path(content)
-    fields = {name: _from_tree(value, _join(path, name)) for name, value in tree.get("fields", {}).items()}
+    fields = {name: _from_tree(value, join(path, name)) for name, value in tree.get("fields", {}).items()}
     try:
         if tag == "repr":
             raise ValueError(
@@ -140,20 +139,20 @@ def flatten(component: Any) -> dict[str, Any]:
 
 
 def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if _is_component(value):
+    if is_component(value):
         if path:
             yield path, f"{type(value).__module__}:{type(value).__qualname__}"
-        children = {name: getattr(value, name) for name in _fields(value)}
+        children = {name: getattr(value, name) for name in field_names(value)}
     elif type(value) is dict and value:
         children = value
-    elif type(value) in (list, tuple) and any(_is_component(item) for item in value):
+    elif type(value) in (list, tuple) and any(is_component(item) for item in value):
         children = {str(i): item for i, item in enumerate(value)}
     else:
         is_named = isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__"))
         yield path, f"{value.__module__}:{value.__qualname__}" if is_named else value
         return
     for key, child in children.items():
-        yield from _flatten(child, _join(path, key))
+        yield from _flatten(child, join(path, key))
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, str]:
@@ -212,17 +211,17 @@ def _apply(value: Any, changes: dict[str, Any] | _New, path: str, annotation: An
             raise ValueError(f"{changes.key}={changes.value}: {error}") from error
 
     def applied(key: str, child: Any, kind: Any) -> Any:
-        return _apply(child, changes[key], _join(path, key), kind, known)
+        return _apply(child, changes[key], join(path, key), kind, known)
 
     if value is None and _may_be_dict(annotation):
         value = {}
-    if _is_component(value):
-        _check_known(changes, _fields(value), path, type(value).__name__, known)
-        replaced = {key: applied(key, getattr(value, key), _annotation(type(value), key)) for key in changes}
+    if is_component(value):
+        _check_known(changes, field_names(value), path, type(value).__name__, known)
+        replaced = {key: applied(key, getattr(value, key), annotation_of(type(value), key)) for key in changes}
         try:
             return dataclasses.replace(value, **replaced)
         except (TypeError, ValueError) as error:
-            given = ", ".join(_join(path, key) for key in changes)
+            given = ", ".join(join(path, key) for key in changes)
             raise ValueError(f"{path or type(value).__name__}, with {given} changed: {error}") from error
     if type(value) is dict:
         keys = {str(key): key for key in value}
@@ -242,36 +241,14 @@ def _apply(value: Any, changes: dict[str, Any] | _New, path: str, annotation: An
 def _check_known(changes: Mapping[str, Any], fields: Iterable[str], path: str, owner: str, known: list[str]) -> None:
     for name in changes:
         if name not in fields:
-            key = _join(path, name)
+            key = join(path, name)
             near = difflib.get_close_matches(key, known, n=3) + [k for k in known if k.rpartition(".")[2] == name]
             hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "."
             listing = f"has the fields {', '.join(fields)}" if fields else "has no fields"
             raise ValueError(f"unknown key {key}{hint} {f'{path} ({owner})' if path else owner} {listing}")
 
 
-# ---------------------------------------------------------------- what components are made of
-
-
-def _is_component(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _fields(component: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(component) if field.init]
-
-
-def _annotation(cls: type, name: str) -> Any:
-    """The type of a field.  Any, where its annotation names what is imported for type checkers only."""
-    for base in cls.__mro__:
-        annotation = inspect.get_annotations(base).get(name)
-        if isinstance(annotation, str):
-            try:
-                return eval(annotation, vars(sys.modules[base.__module__]))
-            except (NameError, AttributeError):
-                return Any
-        if annotation is not None:
-            return annotation
-    return Any
+# ---------------------------------------------------------------- annotations and places
 
 
 def _element(annotation: Any, key: str) -> Any:
@@ -290,10 +267,6 @@ def _element(annotation: Any, key: str) -> Any:
 def _may_be_dict(annotation: Any) -> bool:
     kinds = (annotation, *typing.get_args(annotation))
     return any((typing.get_origin(kind) or kind) in _MAPPINGS for kind in kinds)
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
 
 
 def _at(path: str, error: Exception) -> ValueError:
