@@ -79,7 +79,7 @@ def check_plans(plans: Sequence[Plan], num_ranks: int) -> bool:
             trainer = build(plan.recipe, list(plan.words))
             if trainer.device not in ("cpu", "cuda"):
                 raise ValueError(f"device is {trainer.device!r}; the queue chooses GPUs: make it 'cuda' or 'cpu'")
-            trainer.check_envs()
+            trainer.check_parts()
             if trainer.ranks > 1 and num_ranks > 1:
                 raise ValueError(f"ranks is {trainer.ranks}, and a slot's GPUs have a rank each; leave it out")
             if num_ranks > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from rlsurreal.runners.division import Scaling
 from rlsurreal.runners.run import Run
 from rlsurreal.runners.verdicts import OnRow
 from rlsurreal.structs import Agent, Algorithm, Sampler
+from rlsurreal.utils.kinds import check_kinds
 from rlsurreal.utils.logger import Console
 from rlsurreal.utils.programs import Compile
 
@@ -60,8 +62,8 @@ class Trainer:
             raise ValueError(f"console is {self.console!r}; choose 'line', 'table' or 'off'")
         if self.stop_at_return is not None and math.isnan(self.stop_at_return):
             raise ValueError("stop_at_return is nan; give a number, or None for a run that uses its whole budget")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0")
+        if not isinstance(self.seed, numbers.Integral) or self.seed < 0:
+            raise ValueError(f"seed is {self.seed!r}; it must be a whole number, at least 0")
         if not self.rank_timeout_s > 0:
             raise ValueError(f"rank_timeout_s is {self.rank_timeout_s}; it must be positive")
         if self.eval_interval_steps is not None and self.eval_interval_steps < 1:
@@ -70,18 +72,24 @@ class Trainer:
             )
 
     def check(self) -> None:
-        """Raises ValueError where training would fail at once: there is no such device, or no such environment."""
+        """Raises ValueError where training would fail at once: there is no such device, or see `check_parts`."""
+        self.check_parts()
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device is {self.device!r}, and torch finds no GPU here; use 'cpu'")
         known = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if self.device not in known:
             raise ValueError(f"device is {self.device!r}; choose one of {', '.join(known)}")
-        self.check_envs()
 
-    def check_envs(self) -> None:
-        """Raises ValueError where environments of training or evaluation cannot be found."""
+    def check_parts(self) -> None:
+        """Raises ValueError where a part is of the wrong kind, or environments cannot be found, on any machine."""
         sampler: Any = self.sampler
-        envs = {"env": getattr(sampler, "env", None), "evaluation.env": getattr(sampler.evaluation, "env", None)}
+        evaluation = getattr(sampler, "evaluation", None)
+        envs = {"env": getattr(sampler, "env", None), "evaluation.env": getattr(evaluation, "env", None)}
+        for name, env in envs.items():
+            if isinstance(env, str) or (isinstance(env, type) and not hasattr(env, "make")):
+                factory = env.__qualname__ if isinstance(env, type) else repr(env)
+                raise ValueError(f"sampler.{name} is {factory}; write GymnasiumEnv(factory={factory})")
+        check_kinds(self)
         for name, env in envs.items():
             try:
                 if env is not None:

@@ -158,3 +158,8 @@ def type_name(annotation: Any) -> str:
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return re.sub(r"\b(typing|collections\.abc)\.", "", str(annotation))
+
+
+def with_article(noun: str) -> str:
+    """``an int``, ``a float``."""
+    return f"{'an' if noun[:1] in 'aeioAEIO' else 'a'} {noun}"

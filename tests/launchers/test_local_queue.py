@@ -434,6 +434,14 @@ def test_runs_that_cannot_be_divided_among_ranks_are_refused():
         local_queue.check_plans([plan, on_gpu], 1)
 
 
+def test_runs_with_a_value_of_the_wrong_kind_are_refused(tmp_path, monkeypatch):
+    text = "from rlsurreal.recipes import debug\n\ndef make():\n    made = debug()\n    made.algo.num_epochs = 2.0\n"
+    (tmp_path / "kinds_of_mine.py").write_text(f"{text}    return made\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"^one: algo.num_epochs is 2.0, a float; it must be an int: write 2$"):
+        local_queue.check_plans([Plan("one", "one", {}, "kinds_of_mine:make", ())], 1)
+
+
 # ---------------------------------------------------------------- on a terminal
 
 

@@ -4,7 +4,9 @@ import csv
 import io
 import itertools
 import json
+import operator
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -399,6 +401,45 @@ def test_names_may_have_ids_of_environments():
 def test_devices_that_there_are_not_are_refused_at_once(tmp_path, device):
     with pytest.raises(ValueError, match=f"device is '{device}'"):
         trainer(tmp_path, device=device).check()
+
+
+class NoSpec(gym.Env):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "complaint"),
+    [
+        ("algo", "batch_size", 32.0, "algo.batch_size is 32.0, a float; it must be an int: write 32"),
+        (
+            "algo.replay",
+            "selector",
+            "prioritized",
+            "algo.replay.selector is 'prioritized', a str; it must be a Selector",
+        ),
+        ("algo.replay", "selector", Prioritized, "algo.replay.selector is the class Prioritized; write Prioritized()"),
+        ("algo", "limiter", 8, "algo.limiter is 8, an int; write ReplayRatio(ratio=8)"),
+        ("agent", "model", QNetwork, "agent.model is the class QNetwork; write ModelSpec(cls=QNetwork)"),
+        ("", "agent", QAgent, "agent is the class QAgent; write QAgent()"),
+        ("", "device", torch.device("cpu"), "device is a device; it must be a str"),
+        ("sampler", "env", "CartPole-v1", "sampler.env is 'CartPole-v1'; write GymnasiumEnv(factory='CartPole-v1')"),
+        ("sampler.evaluation", "env", NoSpec, "sampler.evaluation.env is NoSpec; write GymnasiumEnv(factory=NoSpec)"),
+        ("sampler", "env", NoSpec(), "sampler.env is a NoSpec; it must be an EnvSpec"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused_before_there_is_a_folder(tmp_path, part, name, value, complaint):
+    experiment = trainer(tmp_path, agent=QAgent(), algo=DQN())
+    experiment.check()
+    setattr(operator.attrgetter(part)(experiment) if part else experiment, name, value)
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        experiment.train()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", [-1, None, 0.5])
+def test_a_seed_is_a_whole_number(tmp_path, seed):
+    with pytest.raises(ValueError, match=f"seed is {seed}; it must be a whole number"):
+        trainer(tmp_path, seed=seed)
 
 
 def test_damaged_checkpoint_is_named_with_the_one_before(tmp_path):
