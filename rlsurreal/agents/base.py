@@ -32,6 +32,18 @@ class ModelSpec:
     cls: type[nn.Module]
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where the class knows no such ``kwargs``, whatever it will be given besides."""
+        if isinstance(self.cls, type):
+            signature = self._signature()
+            try:
+                signature.bind_partial(**self.kwargs)
+            except TypeError as error:
+                parameters = signature.parameters.values()
+                known = [p.name for p in parameters if p.default is not p.empty or p.kind is p.KEYWORD_ONLY]
+                why = f"{error}; the arguments to choose are: {', '.join(known) or 'none'}"
+                raise self._misfit(why) from error
+
     def build(self, *, seed: int, **given: Any) -> nn.Module:
         """What `make` gives, with initial weights drawn from ``seed``; other random streams are left alone.
 
@@ -54,17 +66,23 @@ class ModelSpec:
         return module
 
     def _check(self, given: Mapping[str, Any]) -> None:
-        # That of nn.Module's own constructor promises more than it takes.
-        has_own = self.cls.__init__ is not nn.Module.__init__
-        signature = inspect.signature(self.cls) if has_own else inspect.Signature()
+        name, signature = self.cls.__name__, self._signature()
         try:
             signature.bind(*given.values(), **self.kwargs)
         except TypeError as error:
-            name, known = self.cls.__name__, ", ".join(list(signature.parameters)[len(given) :])
-            raise ValueError(
-                f"ModelSpec.kwargs is {self.kwargs}, which does not fit {name}: {error}; it is built as "
-                f"{name}({', '.join(given)}, **kwargs), and the arguments to choose are: {known or 'none'}"
+            known = ", ".join(list(signature.parameters)[len(given) :])
+            raise self._misfit(
+                f"{error}; it is built as {name}({', '.join(given)}, **kwargs), and the arguments to choose are: "
+                f"{known or 'none'}"
             ) from error
+
+    def _signature(self) -> inspect.Signature:
+        # That of nn.Module's own constructor promises more than it takes.
+        has_own = self.cls.__init__ is not nn.Module.__init__
+        return inspect.signature(self.cls) if has_own else inspect.Signature()
+
+    def _misfit(self, why: str) -> ValueError:
+        return ValueError(f"ModelSpec.kwargs is {self.kwargs}, which does not fit {self.cls.__name__}: {why}")
 
 
 @dataclass(kw_only=True, eq=False)

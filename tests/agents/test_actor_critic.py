@@ -130,8 +130,8 @@ def test_weights_are_drawn_on_the_cpu_wherever_tensors_are_made_by_default():
 )
 def test_wrong_model_arguments_are_named_with_those_there_are(kwargs):
     wrong = next(name for name in kwargs if name != "hidden_sizes")
-    agent = ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs))
     with pytest.raises(ValueError, match=rf"fit ActorCritic: .*'{wrong}'; .*hidden_sizes"):
+        agent = ActorCriticAgent(model=ModelSpec(cls=ActorCritic, kwargs=kwargs))
         agent.initialize(Spaces(observation=OBSERVATION, action=gs.Discrete(2)), seed=0)
 
 

@@ -109,6 +109,14 @@ def test_a_q_network_that_is_none_is_refused(cls: Any, kwargs: Any, message: str
         initialize(QAgent(model=ModelSpec(cls=cls, kwargs=kwargs)), DISCRETE)
 
 
+@pytest.mark.parametrize(
+    ("cls", "message"), [(MyQ, "the arguments to choose are: num_values, answer"), (NoInit, "to choose are: none")]
+)
+def test_arguments_that_a_class_does_not_know_are_refused_where_they_are_given(cls: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"'width': 3.* does not fit {cls.__name__}: .*'width'; .*{message}$"):
+        ModelSpec(cls=cls, kwargs={"width": 3})
+
+
 class Wrong(nn.Module):
     """Mixed into a built-in model: gives its answers with one more dimension."""
 
