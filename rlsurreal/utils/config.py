@@ -24,6 +24,22 @@ from rlsurreal.utils.text_values import parse_value
 
 C = TypeVar("C")
 _MAPPINGS = (dict, collections.abc.Mapping)
+_ELSEWHERE = {  # what Stable-Baselines3 and CleanRL call our fields
+    "buffer_size": "capacity",
+    "clip_coef": "clip_range",
+    "ent_coef": "entropy_coeff",
+    "gamma": "discount",
+    "learning_starts": "min_steps",
+    "lr": "learning_rate",
+    "n_envs": "num_envs",
+    "n_epochs": "num_epochs",
+    "n_steps": "num_steps",
+    "target_update_interval": "target_interval",
+    "tau": "target_tau",
+    "total_timesteps": "total_env_steps",
+    "update_epochs": "num_epochs",
+    "vf_coef": "value_loss_coeff",
+}
 _TAGS = frozenset({"class", "ref", "tuple", "float", "items", "path", "repr"})
 
 
@@ -242,7 +258,9 @@ def _check_known(changes: Mapping[str, Any], fields: Iterable[str], path: str, o
     for name in changes:
         if name not in fields:
             key = join(path, name)
-            near = difflib.get_close_matches(key, known, n=3) + [k for k in known if k.rpartition(".")[2] == name]
+            ours = _ELSEWHERE.get(name, name)
+            near = [] if name in _ELSEWHERE else difflib.get_close_matches(key, known, n=3)
+            near += [k for k in known if k.rpartition(".")[2] == ours]
             hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "."
             listing = f"has the fields {', '.join(fields)}" if fields else "has no fields"
             raise ValueError(f"unknown key {key}{hint} {f'{path} ({owner})' if path else owner} {listing}")

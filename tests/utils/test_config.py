@@ -364,6 +364,9 @@ def test_checks_run_again_and_name_the_key() -> None:
         ("envs.2.kwargs.x", ["unknown key envs.2", "(tuple) has the fields 0, 1"]),
         ("envs.0.num_envs", ["unknown key envs.0.num_envs", "kwargs, scales, names"]),
         ("zzz", ["unknown key zzz."]),
+        ("algo.n_epochs", ["unknown key algo.n_epochs; did you mean algo.num_epochs? "]),
+        ("algo.lr", ["unknown key algo.lr; did you mean algo.optimizer.learning_rate? "]),
+        ("algo.gamma", ["unknown key algo.gamma. "]),
     ],
 )
 def test_unknown_keys_are_refused_with_near_ones(key: str, parts: list[str]) -> None:
