@@ -80,6 +80,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.resume and args.folder:
         parser.error("--resume and --folder name a folder each; --folder alone continues the run that is there")
     if args.resume and args.recipe:  # without a recipe the first override stands in its place
+        if "=" not in args.recipe:
+            parser.error(f"--resume takes no recipe, and there is {args.recipe}: the run goes on with its own settings")
         args.overrides.insert(0, args.recipe)
     if not (args.recipe or args.resume or args.list):
         parser.error("name a recipe, or use --list or --resume RUN")
@@ -94,8 +96,11 @@ def build(recipe: str, words: list[str]) -> Trainer:
     signature = inspect.signature(make, eval_str=True)
     arguments = {}
     for name in [name for name in overrides if name in signature.parameters]:
-        kind = signature.parameters[name].annotation
-        arguments[name] = parse_value(overrides.pop(name), Any if kind is inspect.Parameter.empty else kind)
+        kind, text = signature.parameters[name].annotation, overrides.pop(name)
+        try:
+            arguments[name] = parse_value(text, Any if kind is inspect.Parameter.empty else kind)
+        except ValueError as error:
+            raise ValueError(f"{name}={text}: {error}") from error
     try:
         signature.bind(**arguments)
     except TypeError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import collections.abc
-import dataclasses
 import itertools
 import math
 import re
@@ -21,6 +20,7 @@ from rlsurreal.utils.names import find_named
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 _SEQUENCES = {tuple: tuple, list: list, collections.abc.Sequence: tuple}
 _MAPPINGS = (dict, collections.abc.Mapping)
+_SCALARS = (bool, int, float, str, type(None))
 
 
 def parse_value(text: str, annotation: Any) -> Any:
@@ -146,9 +146,17 @@ def _parse_anything(text: str) -> Any:
 
 def _refused(text: str, annotation: Any) -> ValueError:
     hint = ""
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        hint = "; it has fields of its own, which can be given one by one"
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    if any(map(_is_part, typing.get_args(annotation) if is_union else (annotation,))):
+        hint = "; parts are exchanged in Python (docs/running.md), here their fields are changed one by one"
     return ValueError(f"{text!r} is not {type_name(annotation)}{hint}")
+
+
+def _is_part(annotation: Any) -> bool:
+    """Whether a class is wanted whose objects no text stands for."""
+    kind = typing.get_origin(annotation) or annotation
+    others = (*_SCALARS, *_SEQUENCES, *_MAPPINGS, type, collections.abc.Callable)
+    return isinstance(kind, type) and kind not in others and not _is_path(kind)
 
 
 def type_name(annotation: Any) -> str:
