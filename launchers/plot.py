@@ -41,8 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     if not folders:
         print(f"error: no progress.csv in {', '.join(map(str, args.runs))}", file=sys.stderr)
         return 2
+    problems = {folder: problem_of(folder, args.x, args.y) for folder in folders}
+    drawn = [folder for folder, problem in problems.items() if problem is None]
+    for problem in filter(None, problems.values()):
+        print(f"{'left out' if drawn else 'error'}: {problem}", file=sys.stderr)
+    if not drawn:
+        return 2
     try:
-        picture = draw_runs(folders, args.out, x=args.x, y=args.y)
+        picture = draw_runs(drawn, args.out, x=args.x, y=args.y)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,6 +76,15 @@ def read_column(folder: Path, x: str, y: str | None) -> tuple[np.ndarray, np.nda
     return values[:, 0], values[:, 1], column
 
 
+def problem_of(folder: Path, x: str, y: str | None) -> str | None:
+    """Why a run cannot be drawn, or None if it can."""
+    try:
+        _, values, _ = read_column(folder, x, y)
+    except ValueError as error:
+        return str(error)
+    return None if len(values) else f"{folder}/progress.csv has no value yet; wait for its first games to end"
+
+
 def final_return(folder: Path) -> float | None:
     """The last mean return (or raw score) of training games, or None if no game ended."""
     try:
@@ -80,7 +95,7 @@ def final_return(folder: Path) -> float | None:
 
 
 def draw_runs(folders: Sequence[Path], out: Path, *, x: str = "step", y: str | None = None) -> Path | None:
-    """Draw the runs into the picture ``out``; None where matplotlib is not installed."""
+    """Draw runs, all of which have values, into the picture ``out``; None where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -112,8 +127,6 @@ def on_common_grid(
     curves: Sequence[tuple[np.ndarray, np.ndarray]], num_points: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
     """Curves interpolated where all of them are defined: the grid ``[P]``, and values ``[num_curves, P]``."""
-    if any(len(across) == 0 for across, _ in curves):
-        raise ValueError("a run has no row with a value yet; wait for its first games to end")
     start, stop = max(across[0] for across, _ in curves), min(across[-1] for across, _ in curves)
     if start > stop:
         raise ValueError("the runs of one experiment have no part of the axis in common; draw them against steps")

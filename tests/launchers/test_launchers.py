@@ -239,6 +239,24 @@ def test_curves_of_equal_names_are_all_drawn_in_the_format_asked_for(tmp_path, c
     assert sum(map(len, importlib.import_module("plot").group_by_experiment(folders).values())) == 3
 
 
+def test_runs_that_have_nothing_to_draw_are_left_out_and_named(tmp_path, call):
+    rows = {
+        "good": "step,return/mean\n1,0.5\n2,1.5\n",
+        "new": "step\n",
+        "no_game": "step,loss/value\n1,0.5\n",
+        "no_value": "step,return/mean\n1,\n",
+    }
+    for name, text in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "progress.csv").write_text(text)
+    out = tmp_path / "curves.png"
+    said = call("plot.py", *(tmp_path / name for name in rows), "--out", out)
+    assert [name for name in rows if f"left out: {tmp_path / name}/progress.csv has no" in said] == list(rows)[1:]
+    assert out.exists()
+    said = call("plot.py", tmp_path / "new", tmp_path / "no_value", "--out", out, status=2)
+    assert said.count("error: ") == 2 and "no value yet; wait" in said
+
+
 def test_a_reader_that_leaves_ends_no_run(tmp_path):
     train = [sys.executable, str(ROOT / "launchers" / "train.py")]
     command = [*train, "debug", f"root={tmp_path}", "log_interval_steps=256"]
