@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from train import see_modules_here
 
+from rlsurreal.envs import EnvError
 from rlsurreal.trained import TrainedAgent, load_agent
 
 
@@ -57,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.video:
         try:
             print(film(agent, args.run / "video.mp4", args.max_steps, deterministic=args.deterministic, seed=args.seed))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (ValueError, EnvError, gym.error.Error, NotImplementedError) as error:
+            print(f"error: no film: {str(error) or 'the environment does not render'}", file=sys.stderr)
             return 1
     return 0
 

@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from rlsurreal.distributed import group
 from rlsurreal.recipes import RECIPES
 from rlsurreal.runners import Trainer
-from rlsurreal.trained import load_experiment
+from rlsurreal.trained import film_problem, load_experiment
 from rlsurreal.utils import config
 from rlsurreal.utils.names import find_named
 from rlsurreal.utils.text_values import parse_value
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = trainer.train(resume=args.resume, folder=args.folder)
     if os.environ.get("RANK", "0") == "0":
         try:
-            report(folder)
+            report(folder, trainer)
             sys.stdout.flush()
         except BrokenPipeError:  # `| tee log`, say, which Ctrl-C ended, too
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -149,8 +149,8 @@ def print_recipes() -> None:
         print(f"{name:14} {(inspect.getdoc(recipe) or '').splitlines()[0]}\n{'':14} {arguments}")
 
 
-def report(folder: Path) -> None:
-    """Say what came out, and draw the learning curve."""
+def report(folder: Path, trainer: Trainer) -> None:
+    """Say what came out, draw the learning curve, and name the commands that show more."""
     from plot import draw_runs, final_return
 
     result = final_return(folder)
@@ -162,10 +162,15 @@ def report(folder: Path) -> None:
         print(f"learning curve: {picture or 'not drawn: pip install -e .[plot]'}")
     here = Path(sys.executable).parent  # of this environment, which may not be the shell's
     tools = f"{os.path.relpath(here)}/" if here.is_relative_to(Path.cwd()) else ""
-    print(
-        f"everything is in {folder}: checkpoints/, progress.csv, log.txt, config.json; look at it with\n"
-        f"    {tools}python launchers/evaluate.py {folder} --video\n    {tools}tensorboard --logdir {folder}"
-    )
+    files, commands = ["progress.csv", "log.txt", "config.json"], []
+    if trainer.checkpoints.keep != "none":
+        files.insert(0, "checkpoints/")
+        commands.append(f"python launchers/evaluate.py {folder}{'' if film_problem(trainer) else ' --video'}")
+    if trainer.tensorboard:
+        commands.append(f"tensorboard --logdir {folder}")
+    print(f"everything is in {folder}: {', '.join(files)}{'; look at it with' if commands else ''}")
+    for command in commands:
+        print(f"    {tools}{command}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ from rlsurreal.utils.spaces import box_border, map_spaces, null_value, to_env_ac
 from rlsurreal.utils.torch_tree import to_device, to_numpy, to_torch
 
 _EVALUATION_SEED = 1_000_000  # of environments, far from those of training
+_RENDERS = 'an environment that is filmed takes render_mode="rgb_array", and its render() returns an array of the frame'
 
 
 def load_experiment(run: str | Path) -> Trainer:
@@ -71,6 +73,19 @@ def load_agent(
     trainer = experiment or load_experiment(run)
     path = _find_checkpoint(Path(run) / "checkpoints", checkpoint)
     return TrainedAgent(trainer, load_checkpoint(path)["agent"], path, device)
+
+
+def film_problem(experiment: Trainer) -> str | None:
+    """Why its episodes cannot be filmed, as far as that shows before an environment is made; or None."""
+    env = experiment.sampler.eval_env  # type: ignore[attr-defined]
+    if not isinstance(env, GymnasiumEnv):
+        return f"the agent was evaluated in a {type(env).__name__}, which has no single environments"
+    if not isinstance(env.factory, str):
+        try:
+            inspect.signature(env.factory).bind_partial(render_mode="rgb_array")
+        except (TypeError, ValueError):
+            return f"{env.name} takes no render_mode; {_RENDERS}"
+    return None
 
 
 def _find_checkpoint(folder: Path, which: str | int | None) -> Path:
@@ -184,7 +199,15 @@ class TrainedAgent:
     def film(
         self, max_steps: int = 10_000, *, deterministic: bool | None = None, seed: int = _EVALUATION_SEED
     ) -> Iterator[tuple[np.ndarray, int]]:
-        """Frames uint8 ``[height, width, 3]`` of one episode, each with the number to be shown a second."""
+        """Frames uint8 ``[height, width, 3]`` of one episode, each with the number to be shown a second.
+
+        Raises:
+            ValueError: the environment does not render.
+            EnvError: it cannot be made.
+        """
+        problem = film_problem(self.experiment)
+        if problem is not None:
+            raise ValueError(problem)
         kwargs = {"render_mode": "rgb_array"}
         if any("gymnasium.envs.mujoco" in module for module in self._env_spec.preload_modules()):
             kwargs["camera_name"] = "track"  # or the animal runs out of the picture
@@ -192,6 +215,8 @@ class TrainedAgent:
         try:
             self._connect(sampler, seed)
             for frame in sampler.film(max_steps):
+                if not isinstance(frame, np.ndarray):
+                    raise ValueError(f"{self._env_spec.name}.render() returned {frame!r}; {_RENDERS}")
                 yield frame, sampler.render_fps
         finally:
             sampler.close()

@@ -20,7 +20,7 @@ from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, SerialSampler
 from rlsurreal.structs import BatchSpec
 from rlsurreal.testing.envs import CountingEnv, NestedEnv, RecallEnv
-from rlsurreal.trained import TrainedAgent, _ToEnv, load_agent, load_experiment
+from rlsurreal.trained import TrainedAgent, _ToEnv, film_problem, load_agent, load_experiment
 from rlsurreal.utils.files import latest_checkpoint, list_checkpoints
 from rlsurreal.utils.seeding import derive_seed
 from rlsurreal.utils.spaces import random_actions, to_env_action
@@ -210,3 +210,24 @@ def test_an_agent_with_memory_has_no_policy_for_export(tmp_path):
 def test_observations_that_are_none_are_named(observation, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_agent(train(EXPERIMENTS["ppo"](), tmp_path)).act(observation)
+
+
+class Blank(CountingEnv):
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+
+    def render(self) -> Any:
+        return "no frame"
+
+
+@pytest.mark.parametrize(("env", "problem", "complaint"), [
+    (GymnasiumEnv(factory=CountingEnv), "CountingEnv takes no render_mode; ", "CountingEnv takes no render_mode; "),
+    (GymnasiumEnv(factory=Blank), None, r"Blank.render\(\) returned 'no frame'; "),
+])  # fmt: skip
+def test_environments_that_do_not_render_are_not_filmed(tmp_path: Any, env: Any, problem: Any, complaint: str) -> None:
+    experiment = actor_critic(env)
+    found = film_problem(experiment)
+    assert found is None if problem is None else str(found).startswith(problem)
+    agent = load_agent(train(experiment, tmp_path))
+    with pytest.raises(ValueError, match=complaint):
+        next(agent.film())

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
+
+from rlsurreal.envs import EnvError
+from rlsurreal.trained import TrainedAgent
 
 pytestmark = pytest.mark.processes
 
@@ -151,12 +155,14 @@ def make_trainer(seed: int = 0, length=5) -> Trainer:
 def test_an_experiment_of_ones_own_is_trained_continued_and_evaluated(tmp_path):
     (tmp_path / "my_experiments.py").write_text(OWN_EXPERIMENT)
     output = run("train.py", "my_experiments:make_trainer", "length=7", "algo.num_epochs=1", cwd=tmp_path)
-    assert "mean return of the last games: 28" in output
+    assert "mean return of the last games: 28" in output and "--video" not in output
     folder = tmp_path / "runs" / "dm_control_mine_0"
     run("train.py", "--resume", folder, "total_env_steps=1024", "console=off", cwd=tmp_path)
     assert "return over 10 episodes: mean 280.0" in run(
         "evaluate.py", folder, cwd=tmp_path
     )  # the score is ten times it
+    output = run("evaluate.py", folder, "--video", status=1, cwd=tmp_path)
+    assert "error: no film: MyEnv takes no render_mode; " in output and "Traceback" not in output
 
 
 def test_training_says_what_came_out_and_where(finished_run):
@@ -183,6 +189,31 @@ def test_evaluate_plays_the_episodes_it_was_asked_for(finished_run, call):
         "evaluate.py", folder, "--episodes", 3, "--stochastic", "--checkpoint", "latest"
     )
     assert "no run folder" in call("evaluate.py", "/no/such/run", status=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (gym.error.DependencyNotInstalled("run `pip install pygame`"), "run `pip install pygame`"),
+        (EnvError("environment 0 could not be made"), "environment 0 could not be made"),
+        (NotImplementedError(), "the environment does not render"),
+    ],
+)
+def test_what_cannot_be_rendered_is_said_in_a_line(finished_run, call, monkeypatch, error, said):
+    def film(*args, **options):
+        raise error
+        yield
+
+    monkeypatch.setattr(TrainedAgent, "film", film)
+    assert f"error: no film: {said}" in call("evaluate.py", finished_run[0], "--episodes", 1, "--video", status=1)
+
+
+def test_what_a_run_did_not_keep_is_not_recommended(tmp_path, call):
+    words = ["debug", f"root={tmp_path}", "total_env_steps=256", "console=off", "tensorboard=false"]
+    output = call("train.py", *words)
+    assert "evaluate.py" in output and "--video" in output and "tensorboard --logdir" not in output
+    output = call("train.py", *words, "checkpoints.keep=none")
+    assert "evaluate.py" not in output and "checkpoints/" not in output
 
 
 def test_video_is_a_film_of_an_episode(tmp_path):
