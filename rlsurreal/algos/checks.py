@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlsurreal.utils.text_values import with_article
+
 
 def check_agent(algo: object, agent: object, wanted: type) -> None:
     """ValueError unless ``algo`` learns agents of this class."""
     if not isinstance(agent, wanted):
         raise ValueError(
-            f"{type(algo).__name__} learns a {wanted.__name__}, and agent is a {type(agent).__name__}; use that, or a "
-            "subclass"
+            f"{type(algo).__name__} learns {with_article(wanted.__name__)}, and agent is "
+            f"{with_article(type(agent).__name__)}; use the former, or a subclass"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces as gs
 from torch import Tensor
 
-from rlsurreal.agents import ActorCriticAgent, ModelSpec
+from rlsurreal.agents import ActorCriticAgent, ModelSpec, QAgent
 from rlsurreal.algos import A2C, PPO
 from rlsurreal.algos.pg.on_policy import Rollout, minibatch, minibatch_indices, rows_of, sequences_of
 from rlsurreal.envs import GymnasiumEnv
@@ -475,3 +475,8 @@ def assert_same_state(one: Any, other: Any) -> None:
 def test_bad_settings_are_named(cls, settings, message):
     with pytest.raises(ValueError, match=message):
         cls(**settings)
+
+
+def test_agents_of_another_class_are_refused():
+    with pytest.raises(ValueError, match="PPO learns an ActorCriticAgent, and agent is a QAgent; use the former"):
+        PPO().initialize(QAgent(), BatchSpec(8, 2), seed=0)
