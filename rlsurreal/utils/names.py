@@ -58,7 +58,9 @@ def find_named(name: str) -> Any:
         for part in qualname.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"there is no {name} ({error})") from error
+        is_elsewhere = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        hint = "; launchers find modules of yours in the directory where they are called" if is_elsewhere else ""
+        raise ValueError(f"there is no {name} ({error}){hint}") from error
     if not callable(found):
         raise ValueError(f"{name} is {found!r}, neither a class nor a function")
     return found

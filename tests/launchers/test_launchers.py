@@ -112,7 +112,7 @@ def test_settings_may_stand_behind_options(call):
         (["debug", "--resume", "/no/such/run"], "--resume takes no recipe, and there is debug"),
         (["ppo_mujoco", "env_id=HalfChetah-v5"], "sampler.env cannot be found: "),
         (["debug", "device=cuda"], "device is 'cuda', and torch finds no GPU"),
-        (["no_such_module:make"], "there is no no_such_module:make"),
+        (["no_such_module:make"], "(No module named 'no_such_module'); launchers find modules of yours"),
         (["pathlib:Path"], "returned PosixPath('.'); a recipe returns a Trainer"),
         (["inspect:signature"], "inspect:signature: missing a required argument: 'obj'; give it as name=value"),
         (["--resume", "/no/such/run"], "no run folder"),
