@@ -71,7 +71,7 @@ def load_agent(
         ValueError: there is no such checkpoint, or the experiment cannot be rebuilt.
     """
     trainer = experiment or load_experiment(run)
-    path = _find_checkpoint(Path(run) / "checkpoints", checkpoint)
+    path = _find_checkpoint(Path(run) / "checkpoints", checkpoint, trainer.checkpoints.keep)
     return TrainedAgent(trainer, load_checkpoint(path)["agent"], path, device)
 
 
@@ -88,7 +88,7 @@ def film_problem(experiment: Trainer) -> str | None:
     return None
 
 
-def _find_checkpoint(folder: Path, which: str | int | None) -> Path:
+def _find_checkpoint(folder: Path, which: str | int | None, keep: str) -> Path:
     best, latest = folder / BEST, latest_checkpoint(folder)
     if which is None:
         found = best if best.exists() else latest
@@ -97,7 +97,10 @@ def _find_checkpoint(folder: Path, which: str | int | None) -> Path:
     else:
         found = checkpoint_path(folder, int(which)) if str(which).isdecimal() else None
     if found is None or not found.exists():
-        there = ", ".join(sorted(path.name for path in folder.glob("*.pt"))) or "none"
+        there = ", ".join(sorted(path.name for path in folder.glob("*.pt")))
+        if not there:
+            why = "it was run with checkpoints.keep='none'" if keep == "none" else "it has saved none yet"
+            raise ValueError(f"{folder.parent} has no checkpoint: {why}")
         raise ValueError(f"checkpoint is {which!r}; choose 'best', 'latest' or a number of steps: {folder} has {there}")
     return found
 

@@ -141,6 +141,12 @@ def test_classes_of_the_script_that_runs(tmp_path, monkeypatch):
     assert len(agent.evaluate(2)) == 2
 
 
+def test_a_run_that_kept_no_checkpoint_says_so(tmp_path):
+    folder = train(replace(debug(), checkpoints=CheckpointPolicy(keep="none")), tmp_path)
+    with pytest.raises(ValueError, match=f"^{folder} has no checkpoint: it was run with checkpoints.keep='none'$"):
+        load_agent(folder)
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="is no run folder"):
         load_experiment(tmp_path)
