@@ -245,8 +245,16 @@ class Run:
         return Observers(watching)
 
     def _describe(self) -> None:
-        """Write the whole configuration and where it runs."""
+        """Write the whole configuration and where it runs; warn of what could not be found again."""
         path, tree = self.folder / "config.json", config.to_tree(self._trainer, strict=False)
+        try:
+            config.to_tree(self._trainer)
+        except ValueError as error:
+            _log.warning(
+                "--resume, evaluate.py and load_agent(run) will not find all of this experiment again: %s.  Or its "
+                "script goes on with it: train(resume=run), load_agent(run, experiment=...)",
+                error,
+            )
         before = json.loads(path.read_text()) if self._is_resumed and path.exists() else tree
         if before != tree:  # the settings that a run was begun with stay beside those that it goes on with
             endings = [old.stem.rpartition("_")[2] for old in self.folder.glob("config_*.json")]

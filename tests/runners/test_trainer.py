@@ -450,6 +450,16 @@ def test_damaged_checkpoint_is_named_with_the_one_before(tmp_path):
         trainer(tmp_path).train(resume=folder)
 
 
+def test_what_could_not_be_found_again_is_said_once_at_the_beginning(tmp_path):
+    folder = trainer(tmp_path).train()
+    assert "WARNING" not in (folder / "log.txt").read_text()
+    folder = trainer(tmp_path, GymnasiumEnv(factory=lambda: CountingEnv())).train()
+    first, *others = (folder / "log.txt").read_text().splitlines()
+    assert "will not find all of this experiment again: sampler.env.factory: " in first and "WARNING" in first
+    assert "<lambda> cannot be found by its name; define it at the top of a module" in first
+    assert first.endswith("load_agent(run, experiment=...)") and not any("again" in line for line in others)
+
+
 def test_resuming_what_was_not_saved(tmp_path):
     folder = trainer(tmp_path, checkpoints=CheckpointPolicy(keep="none")).train()
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
