@@ -272,7 +272,7 @@ def test_every_type_of_number_is_encoded_in_float32(space: gs.Box, encoder: Any)
 
 def test_encoder_refuses_what_it_does_not_know() -> None:
     for space, encoder, match in [
-        (gs.Box(0, 255, (84, 84, 3), np.uint8), "auto", "move the channels first"),
+        (gs.Box(0, 255, (84, 84, 3), np.uint8), "auto", "wrap the environment in rlsurreal.envs.ChannelsFirst"),
         (gs.Box(0, 255, (3, 10, 10), np.uint8), "nature", "use encoder='impala'"),
         (gs.Box(0, 1, (3,)), "resnet", "encoder is 'resnet'"),
         (gs.Text(3), "auto", "no encoder for observation space"),

@@ -124,7 +124,7 @@ def test_small_images(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("make", [NatureCnn, ImpalaResNet, MinAtarCnn])
 def test_wrong_layouts_are_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match="move the channels first"):
+    with pytest.raises(ValueError, match="wrap the environment in rlsurreal.envs.ChannelsFirst"):
         make((84, 84, 3))
     with pytest.raises(ValueError, match="three dimensions"):
         make((84, 84))

@@ -114,6 +114,13 @@ def test_programs_are_used_and_hide_no_errors(monkeypatch, interpreted):
     play(sampler, "on", {})
     monkeypatch.undo()
     # The plain path runs the same model, and says what is wrong with it.
-    monkeypatch.setattr(ActorCritic, "forward", lambda self, inputs, state: 1 + float(inputs.observation.sum()))
-    with pytest.raises(TypeError):
+    forward = ActorCritic.forward
+
+    def broken(self: ActorCritic, inputs: Any, state: Any) -> Any:
+        if len(inputs.observation) == 3:  # not when it is built
+            raise TypeError(f"not of {float(inputs.observation.sum())}")
+        return forward(self, inputs, state)
+
+    monkeypatch.setattr(ActorCritic, "forward", broken)
+    with pytest.raises(TypeError, match="not of"):
         play(SerialSampler(env=CARTPOLE, batch=BatchSpec(16, 3)), "on", {}, num_slots=1, strict=False)
