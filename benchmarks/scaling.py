@@ -128,10 +128,10 @@ def count_work(trainer: Trainer, num_updates: int = 4) -> Work:
         trainer.agent.initialize(sampler.connect(seed=0), seed=0)
         algo.initialize(trainer.agent, sampler.batch, seed=0, ranks=twins)
         sampler.initialize(trainer.agent, discount=algo.discount)
-        if not hasattr(algo, "limiter"):  # the first slot may only begin statistics
+        has_begun = False
+        while not has_begun:  # on policy the first slot may only begin statistics
             _iterate(sampler, algo)
-        while hasattr(algo, "limiter") and not algo.limiter.has_begun:
-            _iterate(sampler, algo)
+            has_begun = not hasattr(algo, "limiter") or algo.limiter.has_begun
         twins.sizes.clear()
         env_steps = iterations = 0
         with FlopCounterMode(display=False) as counter:

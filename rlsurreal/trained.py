@@ -166,7 +166,7 @@ class TrainedAgent:
         """The network alone, for other programs: `torch.export`, ONNX, batches of one's own.
 
         It maps observations ``[N, ...]``, a tensor or a structure of tensors as `Spaces.observation` has them, to the
-        most likely actions ``[N, ...]`` in the environment's units.  It is a copy.
+        most likely actions ``[N, ...]`` in the environment's units, on the agent's device.  It is a copy.
 
         Raises:
             ValueError: the agent has memory.
@@ -262,7 +262,7 @@ class _Border:
         try:
             self._write(self._observation, 0, observation)
         except (ValueError, TypeError) as error:
-            is_pair = isinstance(observation, tuple) and isinstance(observation[-1], Mapping)
+            is_pair = isinstance(observation, tuple) and len(observation) > 1 and isinstance(observation[-1], Mapping)
             hint = "; act(observation), not what reset and step return with it" if is_pair else ""
             raise ValueError(f"the observation {error}{hint}") from error
         inputs = AgentInputs(to_torch(self._observation))

@@ -12,6 +12,7 @@ import copy
 import enum
 import inspect
 import sys
+from abc import abstractmethod
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -81,8 +82,9 @@ class _Copier:
         self._copies[id(value)] = value, made
         return made
 
+    @abstractmethod
     def _copy_other(self, value: Any, where: str) -> Any:
-        raise NotImplementedError
+        """A copy of what is no container."""
 
 
 class Saver(_Copier):

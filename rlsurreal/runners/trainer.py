@@ -31,8 +31,7 @@ class Trainer:
     algo: Algorithm
     sampler: Sampler
     total_env_steps: int
-    stop_at_return: float | None = None  # before that, when an evaluation's mean return, or without any that of the
-    # last 100 games, is as high
+    stop_at_return: float | None = None  # a mean return that ends the run: of an evaluation, else of the last 100 games
     seed: int = 0
     device: str = "cpu"  # "cuda" with several ranks: each has a GPU of its own
     ranks: int = 1  # learners to start on this machine, with one gradient; torchrun starts them on several machines

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import operator
 import os
@@ -27,7 +26,7 @@ from rlsurreal.agents import ActorCriticAgent, ModelSpec, QAgent
 from rlsurreal.algos import A2C, DQN, PPO
 from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv, make_atari
 from rlsurreal.models import ActorCritic, QNetwork
-from rlsurreal.replays import FullStorage, Prioritized, Replay, ReplayRatio
+from rlsurreal.replays import Prioritized, Replay, ReplayRatio
 from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import EvalSpec, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec
@@ -595,91 +594,6 @@ def test_threads_are_for_arithmetic():
     assert not PPO(num_minibatches=32).wants_threads(2048) and PPO(num_minibatches=4).wants_threads(4096)
     assert not A2C().wants_threads(256) and A2C().wants_threads(4096)
     assert SAC().wants_threads(1)
-
-
-# ------------------------------------------------------------ ending before the budget is used
-
-
-def test_a_run_ends_when_it_has_reached_its_return(tmp_path, capsys):
-    run = trainer(tmp_path, total=100_000, stop_at_return=15.0, console="line")
-    folder = run.train()
-    last = rows(folder)[-1]
-    assert float(last["return/mean"]) >= 15 and int(last["trajectories"]) >= 100
-    assert all(float(row["return/mean"]) < 15 or int(row["trajectories"]) < 100 for row in rows(folder)[:-1])
-    steps = int(last["step"])
-    assert list_checkpoints(folder / "checkpoints")[-1][0] == steps
-    assert run.interrupted_by is None
-    said = capsys.readouterr().out
-    assert f"ended after {steps} of 100000 environment steps: the mean return is" in said and "stop_at_return" in said
-
-
-def test_evaluations_decide_where_there_are_any(tmp_path):
-    """CartPole gives 1 a step: each evaluated game reaches 5, and the first 100 training games have not ended."""
-    folder = trainer(tmp_path, total=8_000, stop_at_return=5.0, eval_interval_steps=800).train()
-    last = rows(folder)[-1]
-    assert float(last["eval/return/mean"]) >= 5 and 800 <= int(last["step"]) < 880 and int(last["trajectories"]) < 100
-
-
-def test_rows_are_shown_and_may_end_the_run(tmp_path):
-    seen: list[tuple[int, float]] = []
-
-    def on_row(env_steps: int, row: dict[str, float]) -> object:
-        seen.append((env_steps, row["return/mean"]))
-        return env_steps >= 800 or "what is not True ends nothing"  # as what `file.write` returns
-
-    folder = trainer(tmp_path).train(on_row=on_row)
-    written = [(int(row["step"]), float(row["return/mean"])) for row in rows(folder)]
-    assert seen == written and len(seen) == 2
-    trainer(tmp_path).train(resume=folder)
-    assert int(rows(folder)[-1]["step"]) >= 1600
-
-
-def test_what_goes_wrong_in_on_row_is_raised_and_loses_nothing(tmp_path):
-    def on_row(env_steps: int, row: dict[str, float]) -> None:
-        if env_steps >= 800:
-            raise RuntimeError("no network")
-
-    with pytest.raises(RuntimeError, match="no network"):
-        trainer(tmp_path).train(on_row=on_row)
-    (folder,) = tmp_path.iterdir()
-    assert list_checkpoints(folder / "checkpoints")[-1][0] >= 800
-
-
-# ------------------------------------------------------------ learning from replay
-
-
-def replayed(root: Path, file: str | None = None, **changes: Any) -> Trainer:
-    """An update of 8 rows in each fourth step, from step 400 on."""
-    replay = Replay(capacity=2_000, storage=FullStorage(file=file))
-    algo = DQN(batch_size=8, replay=replay, limiter=ReplayRatio(ratio=2, min_steps=400))
-    agent = QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (16,)}))
-    return trainer(root, algo=algo, agent=agent, **{"log_interval_steps": 100, "total": 800, **changes})
-
-
-def test_rows_have_what_was_learned_since_the_row_before(tmp_path):
-    found = rows(replayed(tmp_path).train())
-    counts = [float(row["update/updates"]) for row in found]
-    losses = [row["loss/value"] for row in found]
-    assert [bool(loss) for loss in losses] == [now > then for then, now in itertools.pairwise([0.0, *counts])]
-    given = [loss for loss in losses if loss]
-    assert len(set(given)) == len(given) >= 4, "no figure is there twice"
-    assert all(row["update/learning_rate"] for row in found)
-
-
-def test_what_is_learned_again_after_a_resume_is_said(tmp_path, caplog):
-    folder = replayed(tmp_path, total=600).train()
-    caplog.clear()
-    replayed(tmp_path).train(resume=folder)
-    assert "the replay was not saved: learning goes on when it has 400 steps again" in caplog.text
-    found = rows(folder)
-    assert not any(row["loss/value"] for row in found if int(row["step"]) > 700)
-
-
-def test_a_run_gives_up_its_replay(tmp_path):
-    run = replayed(tmp_path, str(tmp_path / "rows"), total=160)
-    folder = run.train()
-    run.total_env_steps = 320
-    assert run.train(resume=folder) == folder
 
 
 def test_a_budget_that_is_used_already_is_refused(tmp_path):
