@@ -33,10 +33,10 @@ def to_plain(value: Any, where: str = "") -> Any:
 
     A container, array or random generator that comes several times, or within itself, is one object again afterwards.
 
-    Takes those, and: sets (not their order), deques, `collections.defaultdict` of Python's own types, numpy arrays (not
-    of records), numpy scalars, random generators of numpy and of Python, bytes, and `NamedArrayTuple`s of classes at
-    module level or from `namedarraytuple`.  Tensors that view a part of a larger one are copied: torch would save the
-    whole.
+    Takes those, and: sets (not their order), deques, ranges, slices, `collections.defaultdict` of Python's own types,
+    numpy arrays (not of records), numpy scalars, random generators of numpy and of Python, bytes, and
+    `NamedArrayTuple`s of classes at module level or from `namedarraytuple`.  Tensors that view a part of a larger one
+    are copied: torch would save the whole.
 
     Raises:
         ValueError: naming the entry, dotted from the root.
@@ -61,8 +61,10 @@ def own_problem(value: Any) -> str | None:
         return None if name in _BIT_GENERATORS else f"is a random generator {name!r}; known are {_BIT_GENERATORS}"
     if kind is defaultdict and value.default_factory not in (None, *_FACTORIES.values()):
         return f"is a defaultdict of {value.default_factory!r}, which is none of {', '.join(_FACTORIES)}"
-    if kind in _NUMBERS or kind in _CONTAINERS or kind in (bytes, random.Random):
+    if kind in _NUMBERS or kind in _CONTAINERS or kind in (bytes, random.Random, range):
         return None
+    if kind is slice:
+        return next(filter(None, map(own_problem, _bounds(value))), None)
     return f"is a {kind.__module__}.{kind.__qualname__}"
 
 
@@ -111,8 +113,14 @@ def _form(value: Any) -> dict[str, Any]:
         return {_KIND: "bytes", **_array_form(np.frombuffer(value, np.uint8))}
     if isinstance(value, random.Random):
         return {_KIND: "Random", "state": value.getstate()}
+    if isinstance(value, (range, slice)):
+        return {_KIND: type(value).__name__, "bounds": to_plain(_bounds(value))}
     kind = "generator" if isinstance(value, np.random.Generator) else "RandomState"
     return {_KIND: kind, "state": to_plain(_generator_state(value))}
+
+
+def _bounds(value: range | slice) -> tuple[Any, Any, Any]:
+    return value.start, value.stop, value.step
 
 
 def _array_form(array: np.ndarray) -> dict[str, Any]:
@@ -210,6 +218,8 @@ def _make(kind: str, value: dict[str, Any], read: Callable[[Any], Any]) -> Any:
         return np.empty(value["shape"], object)
     if kind in ("generator", "RandomState"):
         return _make_generator(kind, from_plain(value["state"]))
+    if kind in ("range", "slice"):
+        return {"range": range, "slice": slice}[kind](*from_plain(value["bounds"]))
     if kind == "Random":
         python_generator = random.Random()
         python_generator.setstate(value["state"])

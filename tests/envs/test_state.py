@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rlsurreal.envs import GymnasiumEnv, make_atari
+from rlsurreal.envs import GymnasiumEnv, make_atari, make_minatar
 from rlsurreal.envs.gymnasium_env import GymnasiumVectorEnv
 from rlsurreal.envs.state import get_env_states, set_env_states, state_problem
 from rlsurreal.structs import EnvStep, HasState
@@ -168,6 +168,7 @@ SPECS = {
     "normalized reward": GymnasiumEnv(factory=partial(wrapped, gym.wrappers.NormalizeReward)),
     "motley": GymnasiumEnv(factory=Motley),
 }
+MINATAR = ("asterix", "breakout")
 
 
 def run(vector: GymnasiumVectorEnv, actions: list[Any]) -> list[EnvStep]:
@@ -191,10 +192,15 @@ def run(vector: GymnasiumVectorEnv, actions: list[Any]) -> list[EnvStep]:
     return steps
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, *MINATAR])
 @pytest.mark.parametrize("saved_at", [15, "the end of an episode"])
 def test_continues_bit_for_bit(name: str, saved_at: Any, tmp_path: Path) -> None:
-    spec, num_envs = SPECS[name], 2
+    if name in MINATAR:
+        pytest.importorskip("minatar", reason="the extra minatar is not installed")
+        spec = GymnasiumEnv(factory=make_minatar, kwargs={"game": name, "max_episode_steps": 60})
+    else:
+        spec = SPECS[name]
+    num_envs = 2
     vector = spec.make(num_envs, 0, 1)
     rng = np.random.default_rng(0)
 
