@@ -148,7 +148,7 @@ class OffPolicy:
         """One update, but for the target networks, which follow afterwards; new priorities ``[N]``."""
 
     def update(self, samples: Samples, progress: float) -> Mapping[str, Any]:
-        """Take in a slot, and make the updates that are due.  Metrics: means over those since they were last given."""
+        """Take in a slot, and make the updates that are due.  Metrics: means over those since they were taken."""
         self.replay.append(samples, self._first_priority())
         self._update_normalizers(samples)
         # Steps and items are counted over all ranks, which so make equally many updates.
@@ -171,7 +171,7 @@ class OffPolicy:
         }
         # Reading takes as long as a small update: that is done often only at first.
         is_due = self._num_unread >= (1 if self._num_updates <= _UPDATES_PER_READING else _UPDATES_PER_READING)
-        return metrics | self.take_metrics() if is_due else metrics
+        return metrics | self._read_metrics(GradientStep.metrics) if is_due else metrics
 
     def _learn(self, batch: Tree, progress: float) -> Tensor:
         priority = self._update(batch, progress)
@@ -202,11 +202,14 @@ class OffPolicy:
 
     def take_metrics(self) -> dict[str, Any]:
         """Means over the gradient steps since the last call."""
+        return self._read_metrics(GradientStep.take_metrics)
+
+    def _read_metrics(self, means: Callable[[GradientStep], Tensor]) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         self._num_unread = 0
         for step, names in self._parts.steps.values():
             if step.num_steps:
-                metrics |= zip(names, step.take_metrics())
+                metrics |= zip(names, means(step))
         return metrics
 
     def _set_priorities(self, ticket: Ticket, priority: Tensor) -> None:

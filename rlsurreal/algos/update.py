@@ -42,6 +42,7 @@ class GradientStep:
         reads: other modules that ``loss`` calls (target networks, critics of a policy); they are not changed.
         extra: if given, ``loss`` has a third result, a tensor like this one; it is found in ``extra`` after each step.
         max_grad_norm: the norm of all ranks' gradient over all parameters is clipped to it.
+        num_apart: so many numbers at the end of the parameters (a temperature) have no part in that.
         eps: Adam's (Kingma and Ba 2015, arXiv 1412.6980).
         compile: run as one compiled graph.  If that fails, the log says so once, and steps go on eagerly.
         ranks: all of them make the same step.
@@ -61,6 +62,7 @@ class GradientStep:
         num_metrics: int,
         *,
         max_grad_norm: float,
+        num_apart: int = 0,
         reads: Sequence[nn.Module] = (),
         extra: Tensor | None = None,
         eps: float = 1e-5,
@@ -78,6 +80,7 @@ class GradientStep:
         self._own = [module.get_parameter(name) for name in self._names]
         self.extra = None if extra is None else torch.zeros_like(extra)
         self._max_grad_norm, self._eps = max_grad_norm, eps
+        self._num_clipped = len(self._flat) - num_apart
         self._ranks, self._over_ranks = ranks, over_ranks
         self.learning_rate = torch.zeros((), device=self._flat.device)
         self._state = {name: torch.zeros_like(self._flat.detach()) for name in ("exp_avg", "exp_avg_sq")}
@@ -100,7 +103,14 @@ class GradientStep:
         self._eager(*inputs)
 
     def take_metrics(self) -> Tensor:
-        """Means over the steps since the last call: the loss's metrics, and the gradient's norm before clipping."""
+        """As `metrics`, which begin anew."""
+        means = self.metrics()
+        self.sums.zero_()
+        self.num_steps = 0
+        return means
+
+    def metrics(self) -> Tensor:
+        """Means over the steps since they were taken: the loss's metrics, and the gradient's norm before clipping."""
         for name, part in self._split(self._flat.detach()).items():
             if self._module.get_parameter(name).data_ptr() != part.data_ptr():
                 raise RuntimeError(
@@ -112,8 +122,6 @@ class GradientStep:
         means = self.sums / max(1, self.num_steps)
         if self._ranks.count > 1:  # the norm is that of all ranks already
             means[:-1] = self._reduce(means[:-1].clone())
-        self.sums.zero_()
-        self.num_steps = 0
         return means
 
     @property
@@ -145,8 +153,9 @@ class GradientStep:
             self._reduce(gradient)
         elif self._over_ranks == "sum":
             gradient.mul_(self._ranks.count)
-        norm = torch.linalg.vector_norm(gradient)
-        gradient.mul_(self._shrink(norm))
+        clipped = gradient[: self._num_clipped]
+        norm = torch.linalg.vector_norm(clipped)
+        clipped.mul_(self._shrink(norm))
         self._adam()
         self.sums[:-1] += metrics
         self.sums[-1] += norm
@@ -167,7 +176,7 @@ class GradientStep:
 
     def _compile(self) -> Callable[..., None]:
         flat, gradient, state, sums = self._flat.detach(), self._gradient, self._state, self.sums
-        learning_rate = self.learning_rate
+        learning_rate, num_clipped = self.learning_rate, self._num_clipped
         named = named_tensors(self._with_loss)
         trained = {id(self._module.get_parameter(name)): name for name in self._names}
         fixed = {name: tensor for name, tensor in named.items() if id(tensor) not in trained}
@@ -190,9 +199,11 @@ class GradientStep:
         def apply(
             flat: Tensor, sums: Tensor, state: dict[str, Tensor], learning_rate: Tensor, gradient: Tensor
         ) -> None:
-            norm = torch.linalg.vector_norm(gradient)
+            clipped, apart = gradient[:num_clipped], gradient[num_clipped:]
+            norm = torch.linalg.vector_norm(clipped)
             sums[-1] += norm
-            gradient = gradient * _once(self._shrink(norm))
+            clipped = clipped * _once(self._shrink(norm))
+            gradient = torch.cat([clipped, apart]) if len(apart) else clipped
             state["step"] += 1
             state["exp_avg"].lerp_(gradient, 1 - _BETA1)
             state["exp_avg_sq"].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)

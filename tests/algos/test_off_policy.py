@@ -242,6 +242,30 @@ def test_each_network_learns_at_the_rate_of_its_schedule(name):
         assert moved == pytest.approx(rate, rel=1e-3), f"{key}: Adam's first step"
 
 
+def test_a_temperature_is_not_clipped_with_the_policy():
+    source = Run("sac")
+    source.advance(20)
+    batch, _ = source.algo.replay.sample(8)
+    algo = Run("sac", max_grad_norm=1e-9, learning_rate=0.01).algo
+    policy, temperature = algo._agent.module.state_dict(), algo._temperature.log.item()
+    before = {name: tensor.clone() for name, tensor in policy.items()}
+    algo._update(batch, 0.5)
+    assert abs(algo._temperature.log.item() - temperature) == pytest.approx(0.01, rel=1e-3)
+    assert all((tensor - before[name]).abs().max() < 0.002 for name, tensor in policy.items())
+
+
+def test_metrics_are_means_over_all_updates_since_they_were_taken(monkeypatch):
+    """However often they are read in between, to see that they are finite."""
+    losses, loss = [], DQN._loss
+    monkeypatch.setattr(DQN, "_loss", lambda *inputs: (found := loss(*inputs), losses.append(found[1][0].item()))[0])
+    run = Run("dqn")
+    for _ in range(2):
+        losses.clear()
+        read = run.advance(40)
+        assert len(losses) > 80 and any("loss/value" in metrics for metrics in read)
+        assert float(run.algo.take_metrics()["loss/value"]) == pytest.approx(np.mean(losses), rel=1e-4)
+
+
 def test_progress_reaches_the_replay():
     run, seen = Run("dqn"), []
     run.advance(8)
@@ -508,6 +532,11 @@ def test_bad_settings_are_refused():
         (DQN, {"learning_rate": Linear(1e-3, -1e-3)}, "DQN.learning_rate is Linear.*so -0.001 when 100%"),
         (DQN, {"num_taus": 0}, "DQN.num_taus is 0"),
         (TD3, {"critic_learning_rate": "1e-3"}, "TD3.critic_learning_rate is '1e-3'; it must be a finite number"),
+        (
+            SAC,
+            {"temperature": 0.2, "target_entropy": -3.0},
+            "SAC.temperature is fixed to 0.2, where target_entropy",
+        ),
         (SAC, {"adam_eps": 0.0}, "SAC.adam_eps is 0"),
         (SAC, {"temperature": "Auto"}, "SAC.temperature is 'Auto'; it must be 'auto', or at least 0"),
         (SAC, {"target_entropy": "Auto"}, "SAC.target_entropy is 'Auto'; it must be 'auto', or a number"),

@@ -57,6 +57,20 @@ def test_gradient_is_clipped_by_its_whole_norm(max_grad_norm, shrink):
 
 
 @pytest.mark.parametrize("compile", [False, True])
+def test_numbers_apart_are_neither_clipped_nor_counted(compile, interpreted):
+    """The gradient of `two`, 12 and the last, leaves the others' norm of 5."""
+    own, theirs = Pair(), Pair()
+    step = make_step(own, max_grad_norm=2.5, num_apart=1, eps=1.0, compile=compile)
+    step.learning_rate.fill_(0.1)
+    step(ZERO)
+    assert step.take_metrics()[-1].item() == pytest.approx(5)
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.1, eps=1.0)
+    theirs.one.grad, theirs.two.grad = torch.tensor([1.5, -2.0]), torch.tensor(12.0)
+    adam.step()
+    torch.testing.assert_close(list(own.parameters()), list(theirs.parameters()))
+
+
+@pytest.mark.parametrize("compile", [False, True])
 def test_steps_equal_adam_with_the_rates_given(compile, interpreted):
     own, theirs = Pair(), Pair()
     step = make_step(own, eps=1e-3, compile=compile)
@@ -77,7 +91,7 @@ def test_gradients_do_not_add_up_and_metrics_are_means():
     step = make_step(Pair())
     for _ in range(3):
         step(ZERO)
-    assert step.take_metrics().tolist() == pytest.approx([47, 94, 13])
+    assert step.metrics().tolist() == step.take_metrics().tolist() == pytest.approx([47, 94, 13])
     step(ONE)
     assert step.take_metrics()[0].item() == pytest.approx(47 + 9)
 

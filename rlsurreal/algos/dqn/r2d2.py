@@ -90,7 +90,8 @@ class R2D2(DQN):
         num_valid = self._ranks.mean(valid.sum().float())
         loss = weighted_masked_mean(self._agent.head.delta_loss(error), batch.weight.expand_as(error), valid, num_valid)
         magnitude = error.detach().abs()
-        means = [masked_mean(x, valid, num_valid) for x in (chosen, magnitude)]
+        value = value_unscale(chosen.detach()) if self.rescale_values else chosen
+        means = [masked_mean(x, valid, num_valid) for x in (value, magnitude)]
         return loss, torch.stack([loss, *means]).detach(), sequence_priority(magnitude, valid, self.eta)
 
     def _pass(self, module: nn.Module, batch: Sequences, noise: Noise) -> Tensor:

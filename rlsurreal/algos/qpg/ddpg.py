@@ -6,6 +6,7 @@ policy:   -Q_1(s, pi(s))
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,9 +118,8 @@ class DDPG(OffPolicy):
         assert self._critic_step.extra is not None
         return self._critic_step.extra
 
-    def take_metrics(self) -> dict[str, Any]:
-        """See `OffPolicy.take_metrics`."""
-        metrics = super().take_metrics()
+    def _read_metrics(self, means: Callable[[GradientStep], Tensor]) -> dict[str, Any]:
+        metrics = super()._read_metrics(means)
         if self._agent.parameter_noise is not None:
             metrics["exploration/parameter_std"] = self._agent.module.parameter_std.clone()
         return metrics

@@ -65,6 +65,12 @@ class SAC(OffPolicy):
             if value != "auto" and not (isinstance(value, (int, float)) and value >= least):
                 what = "a number" if least == -math.inf else f"at least {least:g}"
                 raise ValueError(f"{name}.{field_name} is {value!r}; it must be 'auto', or {what}")
+        unused = (self.target_entropy, self.initial_temperature) != ("auto", 1.0)
+        if unused and self.temperature != "auto":
+            raise ValueError(
+                f"{name}.temperature is fixed to {self.temperature}, where target_entropy={self.target_entropy} and "
+                f"initial_temperature={self.initial_temperature} mean nothing; leave them out, or temperature"
+            )
         if not self.initial_temperature > 0:
             raise ValueError(f"{name}.initial_temperature is {self.initial_temperature}; it must be positive")
         critic_rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
@@ -98,7 +104,12 @@ class SAC(OffPolicy):
             **options,
         )
         self._policy_step = GradientStep(
-            actor, self._policy_loss, len(POLICY_METRICS) - 1, reads=[self._critics], **options
+            actor,
+            self._policy_loss,
+            len(POLICY_METRICS) - 1,
+            reads=[self._critics],
+            num_apart=int(self._temperature.learns),
+            **options,
         )
         return Parts(
             {"critic": (self._critic_step, CRITIC_METRICS), "policy": (self._policy_step, POLICY_METRICS)},
