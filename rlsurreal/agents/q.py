@@ -76,6 +76,11 @@ class QAgent(ModelAgent):
         module.register_buffer("exploration", torch.zeros(3))
         self.uses_previous: bool = module.recurrent
         has_taus = module.num_cosines is not None
+        if not has_taus and self.num_taus != QAgent.num_taus:
+            raise ValueError(
+                f"QAgent.num_taus is {self.num_taus}, and the Q-network draws no quantiles; give it num_cosines=64, "
+                "say, or leave num_taus out"
+            )
         self.num_drawn_taus = self.num_taus if has_taus else 0
         if has_taus and not isinstance(self.head, Quantile):
             raise ValueError(

@@ -161,6 +161,8 @@ class Replay:
 
     def _allocate(self, values: Row, states: Tree) -> None:
         device = torch.device(self.device or "cpu")
+        if device.type == self._device.type and device.index is None:
+            device = self._device  # of several GPUs the learner's
         example = values[0]
         self.extractor.initialize(example, discount=self._discount)
         self.storage.initialize(self.ring, example, device)
@@ -297,6 +299,7 @@ class Replay:
             "storage": type(self.storage).__name__,
             "padding": getattr(self.storage, "padding", None),
             "selector": type(self.selector).__name__,
+            "alpha": getattr(self.selector, "alpha", None),  # to whose power priorities are kept
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,9 +310,10 @@ class Replay:
         Raises:
             ValueError: it is the state of a replay of another size or kind.
         """
-        other = {name: value for name, value in state["kind"].items() if value != self._kind[name]}
+        own_kind = self._kind
+        other = {name: value for name, value in state["kind"].items() if value != own_kind[name]}
         if other:
-            own = {name: self._kind[name] for name in other}
+            own = {name: own_kind[name] for name in other}
             raise ValueError(
                 f"the saved replay has {other}, this one {own}; resume with the same settings, or with "
                 "save_replay=False, which leaves the saved one aside"

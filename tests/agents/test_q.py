@@ -180,6 +180,8 @@ def test_bad_settings_and_spaces_are_refused():
         QAgent(eval_epsilon=-0.1)
     with pytest.raises(ValueError, match="num_taus is 0"):
         QAgent(num_taus=0)
+    with pytest.raises(ValueError, match="QAgent.num_taus is 8, and the Q-network draws no quantiles; give it num_cos"):
+        QAgent(num_taus=8).initialize(SPACES, seed=0)
     with pytest.raises(ValueError, match="epsilon_spread is -1"):
         QAgent(epsilon_spread=-1)
     with pytest.raises(ValueError, match="Discrete"):

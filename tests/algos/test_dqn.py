@@ -170,7 +170,8 @@ def test_loss_and_priorities_by_loops(name, double):
     """Each pass (the network, its target, the choice of actions) with its own noise and its own quantiles."""
     head, kwargs = HEADS[name]
     num_taus = 5 if double and "num_cosines" in kwargs else None
-    agent = QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (4,), **kwargs}), head=head, num_taus=3)
+    own = {"num_taus": 3} if "num_cosines" in kwargs else {}
+    agent = QAgent(model=ModelSpec(cls=QNetwork, kwargs={"hidden_sizes": (4,), **kwargs}), head=head, **own)
     agent.initialize(SPACES, seed=0)
     algo = DQN(batch_size=3, double=double, num_taus=num_taus)
     algo.initialize(agent, BatchSpec(4, 1), seed=0)

@@ -295,8 +295,10 @@ def test_mistakes_name_their_fix() -> None:
     sampler.close()
     with pytest.raises(ValueError, match=r"saved replay has {'rows': 50}, this one {'rows': 52}.*save_replay=False"):
         make_replay(5, 2, 52, selector=Prioritized()).load_state_dict(replay.state_dict())
-    with pytest.raises(ValueError, match="saved replay has {'selector': 'Prioritized'}, this one .*'Uniform'"):
+    with pytest.raises(ValueError, match="saved replay has {'selector': 'Prioritized', .*this one .*'Uniform'"):
         make_replay(5, 2, 50).load_state_dict(replay.state_dict())
+    with pytest.raises(ValueError, match="saved replay has {'alpha': 0.6}, this one {'alpha': 0.7}"):
+        make_replay(5, 2, 50, selector=Prioritized(alpha=0.7)).load_state_dict(replay.state_dict())
     shorter, longer = (Windows(burn_in=0, num_steps=n, num_ahead=1, interval=5) for n in (4, 9))
     with pytest.raises(ValueError, match="saved replay has {'rows of a sequence': 5}, this one .*: 10}"):
         make_replay(5, 2, 50, extractor=longer).load_state_dict(make_replay(5, 2, 50, extractor=shorter).state_dict())
