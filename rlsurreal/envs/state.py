@@ -3,7 +3,8 @@
 Called by `GymnasiumVectorEnv` for checkpoints.  An environment is a chain of wrappers around a core.  Of each link
 all attributes are saved, provided that they are plain data, or objects that are all in their attributes; three kinds
 of object that are not are known and treated apart: MuJoCo's data, the Arcade Learning Environment's emulator, and
-constants such as spaces, models and renderers, which the environment that the state is restored into has already.  A
+constants such as models, renderers and spaces (but for what these draw), which the environment that the state is
+restored into has already.  A
 link that has ``get_state()`` and ``set_state(state)`` of its own is asked instead, for itself and everything within it.
 Where anything else turns up the environment counts as not savable: a state that left something out would resume to
 other trajectories without a word.
@@ -15,7 +16,7 @@ import contextlib
 import copy
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,6 +57,7 @@ def _get_state(link: gym.Env, saver: Saver) -> dict[str, Any]:
     if _has_own_state(link):
         return {"class": kind.__qualname__, "own": copy.deepcopy(link.get_state())}  # type: ignore[attr-defined]
     state: dict[str, Any] = {"class": kind.__qualname__, "plain": {}, "mujoco": {}, "ale": {}}
+    state["spaces"] = [_generator_state(space) for space in _spaces(link)]
     for name, value in _variables(link):
         if _is_mujoco(value, "MjData"):
             state["mujoco"][name] = copy.deepcopy(_get_mujoco(_mujoco_model(link), value))
@@ -98,6 +100,9 @@ def _set_state(link: gym.Env, state: dict[str, Any], restorer: Restorer) -> None
         _set_mujoco(_mujoco_model(link), getattr(link, name), value)
     for name, value in state["ale"].items():
         set_ale_state(getattr(link, name), value)
+    for space, generator in zip(_spaces(link), state.get("spaces", ())):
+        if generator is not None:
+            space.np_random.bit_generator.state = copy.deepcopy(generator)
     vars(link).update((name, restorer.copy(value, name)) for name, value in state["plain"].items())
 
 
@@ -141,6 +146,29 @@ def _has_own_state(link: gym.Env) -> bool:
         for method in (get, put)
     ]
     return [len(parameters) for parameters in required] == [0, 1]  # set_state(qpos, qvel) is another thing
+
+
+def _spaces(link: gym.Env) -> Iterator[gym.Space]:
+    """The spaces that the link holds, and those within them."""
+    for value in vars(link).values():
+        if isinstance(value, gym.Space):
+            yield from _with_parts(value)
+
+
+def _with_parts(space: gym.Space) -> Iterator[gym.Space]:
+    yield space  # first: asked for its generator, it may seed its parts
+    parts = getattr(space, "spaces", ())
+    for part in parts.values() if isinstance(parts, Mapping) else parts:
+        yield from _with_parts(part)
+    for name in ("feature_space", "node_space", "edge_space"):
+        part = getattr(space, name, None)
+        if part is not None:
+            yield from _with_parts(part)
+
+
+def _generator_state(space: gym.Space) -> Any:
+    """None where the space has none yet: it draws its seed when it is first asked."""
+    return None if space._np_random is None else copy.deepcopy(space._np_random.bit_generator.state)
 
 
 def _variables(link: gym.Env) -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces as gs
 
 from rlsurreal.envs import GymnasiumEnv, make_atari, make_minatar
 from rlsurreal.envs.gymnasium_env import GymnasiumVectorEnv
@@ -190,6 +191,24 @@ def run(vector: GymnasiumVectorEnv, actions: list[Any]) -> list[EnvStep]:
         vector.step(action, step)
         steps.append(step)
     return steps
+
+
+class Drawing(CountingEnv):
+    """What it does depends on what its spaces draw."""
+
+    def __init__(self) -> None:
+        super().__init__(lengths=(9, 20))
+        self.cards = gs.Dict({"suit": gs.Discrete(4), "values": gs.Tuple([gs.Box(-1, 1), gs.MultiBinary(3)])})
+        self.cards.seed(3)
+
+    def step(self, action: Any) -> Any:
+        observation, _, *others = super().step(action)
+        drawn = self.cards.sample()
+        reward = drawn["suit"] + drawn["values"][0].sum() + drawn["values"][1].sum() + self.action_space.sample()
+        return observation, float(reward), *others
+
+
+SPECS["drawing"] = GymnasiumEnv(factory=Drawing)
 
 
 @pytest.mark.parametrize("name", [*SPECS, *MINATAR])
