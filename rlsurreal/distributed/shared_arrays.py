@@ -97,6 +97,8 @@ class SharedArray(np.ndarray):
         self.block = getattr(source, "block", None)
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        if array is self:  # numpy 1 asks for the result of `shared += 1`
+            return self
         result = np.asarray(array)
         return result[()] if return_scalar or (_NUMPY_1 and result.ndim == 0) else result
 

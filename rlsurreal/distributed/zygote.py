@@ -33,8 +33,11 @@ status: Connection | None = None  # in a child: the channel to the master
 def main(socket_fd: int, preload: Sequence[str]) -> None:
     """Serve start requests until the master is gone."""
     # The terminal sends its signals to all processes of a job: what they mean is the master's to say.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # Programs that environments start would inherit that; a handler they do not, and can be terminated.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.siginterrupt(signal.SIGTERM, False)
     for module in preload:
         # Preloading only saves time; a child that needs the module reports what is wrong.
         with contextlib.suppress(Exception):
@@ -81,6 +84,7 @@ def _serve(master: socket.socket, wake_reader: int, wake_writer: int, channels: 
         return False
     gc.collect()
     gc.freeze()  # the collector must not write into pages that are shared with the children
+    _flush()  # what modules have printed would be in the children's buffers, too
     zygote_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -91,6 +95,7 @@ def _serve(master: socket.socket, wake_reader: int, wake_writer: int, channels: 
         os.close(wake_writer)
         for other in channels.values():
             other.close()
+        channels.clear()  # the others are no concern of this one
         _run(payload, fds.tolist(), zygote_pid)
     channels[pid] = Connection(fds[0])
     for fd in fds[1:]:
@@ -144,12 +149,20 @@ def _run(payload: bytearray, fds: list[int], zygote_pid: int) -> NoReturn:
         except OSError:
             traceback.print_exc()  # the master is gone; the terminal may still be there
     finally:
-        for clean_up in reversed(at_end):  # after the error is sent, for any of these may hang
-            with contextlib.suppress(Exception):
-                clean_up()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
+        try:
+            for clean_up in reversed(at_end):  # after the error is sent, for any of these may hang
+                with contextlib.suppress(BaseException):  # one that calls sys.exit, too
+                    clean_up()
+            _flush()
+        finally:
+            os._exit(exit_code)
+
+
+def _flush() -> None:
+    """Whoever read it may be gone."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _die_with(zygote_pid: int) -> None:

@@ -187,9 +187,12 @@ class Actor:
 
     def _states_at(self, rows: np.ndarray, columns: np.ndarray, first: Tensor) -> Tree:
         """States ``[k]`` before ``rows``; recorded where that is due.  Row 0 is row T of the slot before, too."""
-        slot, t = map(torch.from_numpy, np.divmod(rows, self.num_steps))
+        slots, steps = np.divmod(rows, self.num_steps)
         who = torch.from_numpy(columns)
         state = where_first(first, tree_map(lambda s: s[who], self._null_state), tree_map(lambda s: s[who], self.state))
+        if (steps % self._state_interval).all():  # none is due
+            return state
+        slot, t = torch.from_numpy(slots), torch.from_numpy(steps)
         due, start = t % self._state_interval == 0, t == 0
         last = torch.full_like(t, self.num_steps // self._state_interval)
 

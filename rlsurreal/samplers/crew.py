@@ -234,7 +234,9 @@ class Crew:
         for member in self.members:
             if isinstance(member.plan, WorkerPlan):
                 for unit in (*member.plan.train.units, *member.plan.evaluate.units):
-                    unit.act_ready.post()  # who waits for actions in the middle of a slot looks at the command, too
+                    # Who waits for actions or observations in the middle of a slot looks at the command, too.
+                    unit.act_ready.post()
+                    unit.obs_ready.post()
         deadline = time.monotonic() + (5.0 if gracefully else 0.5)
         for member in self.members:
             member.child.join(max(0.0, deadline - time.monotonic()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from typing_extensions import Self
 
 from rlsurreal.distributed.processes import Launcher
 from rlsurreal.distributed.shared_arrays import SharedFile, allocate
 from rlsurreal.distributed.signals import Signal
 from rlsurreal.samplers.actor import act_programs, agent_example
 from rlsurreal.samplers.base import (
+    EvalSpec,
     SamplerSettings,
     SlotBoard,
     check_engine_can_wait,
@@ -49,11 +52,13 @@ from rlsurreal.samplers.server import InferenceServer, Server, ServerPlan, make_
 from rlsurreal.samplers.slots import allocate_slots
 from rlsurreal.samplers.trajectories import TrajectoryTracker
 from rlsurreal.samplers.worker import describe_env, run_worker
-from rlsurreal.structs import Agent, EnvSamples, Samples, Spaces, TrajInfo, never
+from rlsurreal.structs import Agent, BatchSpec, EnvSamples, Samples, Spaces, TrajInfo, never
 from rlsurreal.utils.affinity import Affinity, make_affinity
 from rlsurreal.utils.programs import Compile
 from rlsurreal.utils.seeding import derive_seed
 
+_log = logging.getLogger(__name__)
+_CLOSE_S = 5.0  # for environments that were only looked at
 _WORKER_MODULES = ("rlsurreal.samplers.worker",)
 _ACTING_MODULES = ("rlsurreal.samplers.local", "rlsurreal.agents")
 
@@ -84,6 +89,22 @@ class ParallelSampler(SamplerSettings):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
 
+    def divided(self, batch: BatchSpec, evaluation: EvalSpec) -> Self:
+        """See `SamplerSettings.divided`.
+
+        Raises:
+            ValueError: all ranks of a machine would use the same CPUs or GPU.
+        """
+        if self.affinity is not None and any(self.affinity.worker_cpus):
+            raise ValueError("affinity names CPUs, which all ranks would use; leave it out: ranks share the CPUs")
+        devices = self.inference.devices if self.inference else ()
+        if set(devices) - {"cpu"}:
+            raise ValueError(
+                f"inference.devices is {devices}, which all ranks would use; leave it out: each rank's server is on "
+                "the rank's own GPU"
+            )
+        return super().divided(batch, evaluation)
+
     # ------------------------------------------------------------ start
 
     def connect(self, *, seed: int) -> Spaces:
@@ -95,6 +116,9 @@ class ParallelSampler(SamplerSettings):
         self._launcher = Launcher(preload if self.inference else preload + _ACTING_MODULES)
         probe = self._launcher.start("probe of the environment", describe_env, self.env, self.eval_env, seed)
         train, evaluation = probe.receive(self.startup_timeout_s)
+        if not probe.join(_CLOSE_S):  # the workers' environments may want the same port or folder
+            _log.warning("an environment takes more than %g s to close; its process is killed", _CLOSE_S)
+            probe.kill()
         spaces: Spaces
         spaces, self._info_example, can_skip = train
         check_engine_can_wait(self, can_skip)
@@ -303,7 +327,7 @@ class ParallelSampler(SamplerSettings):
                     train_groups=self._layout.groups_of_server(i),
                     evaluate_groups=self._eval_layout.groups_of_server(i),
                     spaces=agent.spaces,
-                    cpus=self._affinity.master_cpus,
+                    cpus=self._affinity.server_cpus,
                     agent=replica(agent),
                     link=link,
                     device=device,

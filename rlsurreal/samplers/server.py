@@ -21,6 +21,7 @@ schedule:
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import signal
 import time
@@ -31,7 +32,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from rlsurreal.distributed.shared_arrays import SharedFile
+from rlsurreal.distributed.shared_arrays import SharedFile, plain
 from rlsurreal.distributed.signals import Signal, Waiter
 from rlsurreal.distributed.zygote import send_to_master
 from rlsurreal.samplers.actor import Actor
@@ -60,7 +61,7 @@ class InferenceServer:
 
     schedule: Literal["lock_step", "alternating", "dynamic"] = "lock_step"
     min_batch: int = 1  # dynamic: environments
-    max_wait_s: float = 0.002  # dynamic: how long the first that is ready waits for others
+    max_wait_s: float = 0.002  # dynamic: how long the first that is ready waits for others; in whole milliseconds
     devices: tuple[str, ...] = ()  # one server process for each; (): one, on the agent's device
     num_threads: int = 1  # of torch, in each server process
 
@@ -68,6 +69,12 @@ class InferenceServer:
         if self.schedule not in ("lock_step", "alternating", "dynamic"):
             raise ValueError(
                 f"InferenceServer.schedule is {self.schedule!r}; choose 'lock_step', 'alternating' or 'dynamic'"
+            )
+        unused = (self.min_batch, self.max_wait_s) != (1, 0.002)
+        if unused and self.schedule != "dynamic":
+            raise ValueError(
+                f"InferenceServer: min_batch={self.min_batch} and max_wait_s={self.max_wait_s} are for "
+                f"schedule='dynamic', and schedule is {self.schedule!r}; leave them out"
             )
         if self.min_batch < 1 or self.max_wait_s < 0 or self.num_threads < 1:
             raise ValueError(
@@ -81,6 +88,10 @@ class InferenceServer:
         return 2 if self.schedule == "alternating" else 1
 
 
+class Stopped(Exception):
+    """The master has asked this process to leave, in the middle of a slot."""
+
+
 class Server:
     """Serves one station's units slot after slot."""
 
@@ -90,12 +101,12 @@ class Server:
         actor: Actor,
         groups: list[list[Unit]],
         watch: MakeWatch,
-        rows_done: np.ndarray | None = None,
+        control: Control | None = None,
     ) -> None:
-        """``groups``: units that are served together, contiguous in columns; ``rows_done``: int64 [], counts rows."""
+        """``groups``: units that are served together, contiguous in columns; ``control``: of a process of its own."""
         first_column = groups[0][0].columns.start
         self._settings, self._actor, self._watch = settings, actor, watch
-        self._rows_done = np.zeros((), np.int64) if rows_done is None else rows_done
+        self._control = control
         self._groups = groups
         self._unit_watches = [[watch([unit.obs_ready]) for unit in group] for group in groups]
         self._parts = [
@@ -117,7 +128,9 @@ class Server:
             for g, group in enumerate(self._groups):
                 self._wait_for_all(g)
                 self._actor.act(t, self._parts[g])
-                self._rows_done += 1
+                if self._control is not None:
+                    rows_done = self._control.rows_done
+                    rows_done += 1
                 for unit in group:
                     unit.act_ready.post()
         for g in range(len(self._groups)):
@@ -127,6 +140,11 @@ class Server:
         for unit, watch in zip(self._groups[g], self._unit_watches[g]):
             watch.wait(None)
             unit.obs_ready.take()
+            self._leave_if_told()
+
+    def _leave_if_told(self) -> None:
+        if self._control is not None and int(self._control.command) == STOP:
+            raise Stopped
 
     def _serve_dynamic(self) -> None:
         settings, num_steps = self._settings, self._actor.num_steps
@@ -138,6 +156,7 @@ class Server:
         while waiting or ready:
             for posted in watch.wait(max(0.0, deadline - time.monotonic()) if ready else None) if waiting else []:
                 posted.take()
+                self._leave_if_told()
                 unit = waiting.pop(id(posted))
                 if row[id(posted)] == num_steps:  # this slot is full; the next post is for the next one
                     watch.remove(posted)
@@ -186,7 +205,7 @@ def make_server(
     plan: StationPlan,
     groups: list[list[Unit]],
     watch: MakeWatch,
-    rows_done: np.ndarray | None = None,
+    control: Control | None = None,
 ) -> Server:
     """The server of one station, with an actor for the columns of ``groups``."""
     first, last = groups[0][0].columns.start, groups[-1][-1].columns.stop
@@ -202,7 +221,7 @@ def make_server(
         capture=plan.capture,
         state_interval=plan.state_interval,
     )
-    return Server(settings, actor, groups, watch, rows_done)
+    return Server(settings, actor, groups, watch, control)
 
 
 class _TimedWaiter(Waiter):
@@ -221,21 +240,26 @@ class _TimedWaiter(Waiter):
 
 def run_server(plan: ServerPlan) -> None:
     """Child process: serve slots until told to stop."""
+    with contextlib.suppress(Stopped):
+        _serve_slots(plan)
+
+
+def _serve_slots(plan: ServerPlan) -> None:
     faulthandler.register(signal.SIGUSR1, file=plan.stack, all_threads=False)
+    plan.control = plain(plan.control)
     plan.control.environment[...] = -1
     pin(plan.cpus)
     torch.set_num_threads(plan.settings.num_threads)
     plan.agent.initialize(plan.spaces, seed=0, device=plan.device)
     plan.agent.follow(plan.link)
-    rows_done, waited_ns = plan.control.rows_done, plan.control.waited_ns
 
     def watch(signals: Sequence[Signal]) -> SignalWatch:
-        return _TimedWaiter(signals, waited_ns)
+        return _TimedWaiter(signals, plan.control.waited_ns)
 
-    train = make_server(plan.settings, plan.agent, plan.train, plan.train_groups, watch, rows_done)
+    train = make_server(plan.settings, plan.agent, plan.train, plan.train_groups, watch, plan.control)
     evaluate: Server | None = None
     if plan.evaluate_groups:
-        evaluate = make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, watch, rows_done)
+        evaluate = make_server(plan.settings, plan.agent, plan.evaluate, plan.evaluate_groups, watch, plan.control)
     send_to_master("ready")
     slot, num_slots = 0, len(plan.train.slots.env.reward)
     while True:

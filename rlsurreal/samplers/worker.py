@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from rlsurreal.distributed.shared_arrays import plain
 from rlsurreal.distributed.signals import Signal
 from rlsurreal.distributed.zygote import at_end, send_to_master
 from rlsurreal.samplers.collector import Collector
@@ -27,17 +28,18 @@ from rlsurreal.utils.seeding import derive_seed
 def describe_env(train: EnvSpec, evaluate: EnvSpec, seed: int) -> None:
     """Child process: build one environment of each kind and say what it is like."""
     described = []
-    for spec in (train, evaluate):
+    for spec in [train] if evaluate is train else [train, evaluate]:  # of one kind two may want the same port
         env = spec.make(1, 0, seed)
         at_end.append(env.close)
         described.append((env.spaces, env.info_example, env.can_skip))
-    send_to_master(described)
+    send_to_master((described[0], described[-1]))
 
 
 def run_worker(plan: WorkerPlan) -> None:
     """Child process: step environments through slots until told to stop."""
     # The master asks where a hanging worker is.
     faulthandler.register(signal.SIGUSR1, file=plan.stack, all_threads=False)
+    plan.control = plain(plan.control)
     plan.control.environment[...] = -1
     pin(plan.cpus)
     train = _Station(plan.train, plan)

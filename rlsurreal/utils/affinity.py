@@ -22,9 +22,12 @@ CAN_PIN = hasattr(os, "sched_setaffinity")
 
 @dataclass(frozen=True)
 class Affinity:
-    """CPU numbers and thread counts of one run's processes; no CPUs mean: not pinned."""
+    """CPU numbers and thread counts of a run's workers and servers; no CPUs mean: not pinned.
 
-    master_cpus: tuple[int, ...] = ()
+    The learner's own process runs where it was started (taskset, a queue of experiments, or its ranks say).
+    """
+
+    server_cpus: tuple[int, ...] = ()  # of all inference servers that are processes of their own
     worker_cpus: tuple[tuple[int, ...], ...] = ((),)  # one entry for each worker
     worker_threads: int = 1  # of PyTorch, in each worker
 
@@ -43,7 +46,7 @@ class Affinity:
 def make_affinity(
     num_workers: int | None = None, cpus: Iterable[int] | None = None, worker_threads: int = 1
 ) -> Affinity:
-    """Divide ``cpus`` among ``num_workers`` workers; the master, idle while workers step, may use all of them.
+    """Divide ``cpus`` among ``num_workers`` workers; servers, idle while workers step, may use all of them.
 
     Args:
         num_workers: default: one for each CPU there is time for.

@@ -10,7 +10,7 @@ import pytest
 
 from rlsurreal.distributed.processes import ChildError, Launcher
 from rlsurreal.distributed.signals import Signal
-from rlsurreal.distributed.zygote import send_to_master
+from rlsurreal.distributed.zygote import at_end, send_to_master
 
 pytestmark = pytest.mark.processes
 
@@ -89,7 +89,7 @@ def test_functions_of_the_main_script_travel_without_importing_it(tmp_path):
         textwrap.dedent("""
         import os, sys
         from rlsurreal.distributed.processes import Launcher
-        from rlsurreal.distributed.zygote import send_to_master
+        from rlsurreal.distributed.zygote import at_end, send_to_master
         print("imported", flush=True)
         def work():
             send_to_master((sys.modules["__main__"].__dict__.get("__file__"), "torch" in sys.modules))
@@ -115,7 +115,7 @@ def test_nobody_survives_kill_9(tmp_path, victim):
         textwrap.dedent("""
         import os, time
         from rlsurreal.distributed.processes import Launcher
-        from rlsurreal.distributed.zygote import send_to_master
+        from rlsurreal.distributed.zygote import at_end, send_to_master
         def work():
             send_to_master(os.getpid())
             time.sleep(100)
@@ -150,9 +150,10 @@ def _running(pid: int) -> bool:
 
 
 def test_64_children_start_within_seconds(launcher):
-    launcher.start("first", _say, "ready").receive(30)
+    # Not a function of this file, which each child would import with pytest and all.
+    launcher.start("first", send_to_master, "ready").receive(30)
     start = time.monotonic()
-    children = [launcher.start(f"child-{i}", _say, "ready") for i in range(64)]
+    children = [launcher.start(f"child-{i}", send_to_master, "ready") for i in range(64)]
     assert [child.receive(30) for child in children] == ["ready"] * 64
     assert time.monotonic() - start < 10
 
@@ -224,3 +225,45 @@ def test_the_end_of_the_process_that_starts_workers_is_said():
         assert time.monotonic() - start < 5
     finally:
         launcher.close()
+
+
+def _leave_badly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    sys.stdout = os.fdopen(writer, "w")  # as where `| tee` has ended
+    sys.stdout.write("nobody reads this")
+    at_end.append(sys.exit)
+    at_end.append(lambda: send_to_master("cleaned up"))
+
+
+def test_a_child_that_cannot_leave_cleanly_harms_no_other(launcher):
+    older = launcher.start("older", _sleep)
+    older.receive(30)
+    child = launcher.start("younger", _leave_badly)
+    assert child.receive(30) == "cleaned up"
+    assert child.join(10) and child.exit_code == 0
+    time.sleep(0.2)
+    assert older.alive
+
+
+def _terminate_what_it_started() -> None:
+    program = subprocess.Popen(["sleep", "60"])
+    program.terminate()
+    try:
+        send_to_master(program.wait(5))
+    finally:
+        program.kill()
+
+
+def test_what_children_start_can_be_terminated(launcher):
+    assert launcher.start("simulated", _terminate_what_it_started).receive(30) == -signal.SIGTERM
+
+
+def test_children_are_not_terminated_with_their_group(launcher):
+    child = launcher.start("sleeper", _sleep)
+    pid = child.receive(30)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(pid, number)
+        os.kill(launcher._zygote.pid, number)
+    time.sleep(0.3)
+    assert child.alive and launcher._zygote.poll() is None

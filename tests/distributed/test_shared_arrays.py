@@ -61,6 +61,15 @@ def test_results_of_arithmetic_are_ordinary_and_views_are_shared():
     assert array.tolist() == [3, 3, 3, 3]
 
 
+def test_counting_in_place_stays_in_shared_memory():
+    """numpy 1 makes a number of what `+=` gives, if it may."""
+    memory = allocate(np.int64(0), ())
+    counter = memory
+    for _ in range(3):
+        counter += 1
+    assert int(memory) == int(counter) == 3
+
+
 def test_pickling_outside_of_a_start_says_what_to_do():
     with pytest.raises(RuntimeError, match="when it is started"):
         pickle.dumps(allocate(np.float32(0), (4,)))

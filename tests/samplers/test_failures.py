@@ -392,6 +392,46 @@ def test_closing_and_connecting_again_leaves_nothing(with_workers):
     assert counts[1:] == counts[:1] * 3
 
 
+class Exclusive(CountingEnv):
+    """Two of it cannot be there at a time; closing takes a while."""
+
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+
+    def close(self) -> None:
+        if os.path.exists(self.path):
+            time.sleep(0.5)
+            os.unlink(self.path)
+
+
+def test_environments_that_were_looked_at_are_closed_before_others_are_built(tmp_path):
+    env = GymnasiumEnv(factory=Exclusive, kwargs={"path": str(tmp_path / "port")})
+    sampler = started(ParallelSampler(env=env, batch=BatchSpec(4, 1), num_workers=1))
+    try:
+        sampler.release(sampler.obtain())
+    finally:
+        sampler.close()
+    assert not (tmp_path / "port").exists()
+
+
+def test_servers_leave_at_once_in_the_middle_of_a_slot():
+    sampler = started(
+        ParallelSampler(
+            env=GymnasiumEnv(factory="CartPole-v1"),
+            batch=BatchSpec(2_000, 2),
+            num_workers=1,
+            num_slots=2,
+            inference=InferenceServer(),
+        )
+    )
+    sampler.release(sampler.obtain())  # the servers are at the next slot
+    began = time.monotonic()
+    sampler.close()
+    assert time.monotonic() - began < 3, "it was waited for until it was killed"
+
+
 def test_workers_that_are_fewer_than_cpus_have_whole_cores(monkeypatch):
     """Of the affinity for so many workers: the first of that for more may be hyperthreads of a few cores."""
     machine = lambda count=None: Affinity(tuple(range(8)), tuple((i,) for i in range(count or 8)))  # noqa: E731

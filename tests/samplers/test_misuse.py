@@ -12,6 +12,7 @@ from rlsurreal.envs import EnvPoolEnv, GymnasiumEnv
 from rlsurreal.samplers import AsyncSampler, InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import BatchSpec, Samples
 from rlsurreal.testing.agents import TapeAgent
+from rlsurreal.utils.affinity import Affinity
 from rlsurreal.utils.namedarraytuple import named_leaves, tree_map
 
 CARTPOLE = GymnasiumEnv(factory="CartPole-v1")
@@ -136,3 +137,22 @@ def test_engines_that_go_on_by_themselves_are_not_asked_to_wait(parallel, settin
             sampler.connect(seed=0)
         finally:
             sampler.close()
+
+
+def test_settings_that_would_do_nothing_are_refused():
+    for own in ({"min_batch": 3}, {"max_wait_s": 0.01, "schedule": "alternating"}):
+        with pytest.raises(ValueError, match="are for schedule='dynamic', and schedule is"):
+            InferenceServer(**own)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"affinity": Affinity((), ((0,),))}, "affinity names CPUs, which all ranks would use"),
+        ({"inference": InferenceServer(devices=("cuda:0",))}, r"inference.devices is \('cuda:0',\), which all ranks"),
+    ],
+)
+def test_what_all_ranks_would_use_is_refused(settings, message):
+    sampler = ParallelSampler(env=CARTPOLE, batch=BATCH, **settings)
+    with pytest.raises(ValueError, match=message):
+        sampler.divided(BATCH, sampler.evaluation)

@@ -105,7 +105,7 @@ def test_a_gpus_socket(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_workers_cover_the_cpus(machine: pytest.MonkeyPatch) -> None:
     for num_workers in range(1, 20):
         made = make_affinity(num_workers)
-        assert made.num_workers == num_workers and made.master_cpus == tuple(range(8))
+        assert made.num_workers == num_workers and made.server_cpus == tuple(range(8))
         assert set(itertools.chain(*made.worker_cpus)) == set(range(8))
         if num_workers <= 8:
             assert len(list(itertools.chain(*made.worker_cpus))) == 8
@@ -118,9 +118,9 @@ def test_workers_cover_the_cpus(machine: pytest.MonkeyPatch) -> None:
 
 def test_experiments_on_one_machine_do_not_overlap(machine: pytest.MonkeyPatch) -> None:
     runs = [make_affinity(cpus=part) for part in split_cpus(range(8), 3)]
-    assert sorted(itertools.chain(*(run.master_cpus for run in runs))) == list(range(8))
+    assert sorted(itertools.chain(*(run.server_cpus for run in runs))) == list(range(8))
     for run in runs:
-        assert set(itertools.chain(*run.worker_cpus)) == set(run.master_cpus)
+        assert set(itertools.chain(*run.worker_cpus)) == set(run.server_cpus)
 
 
 def test_one_cpu(machine: pytest.MonkeyPatch) -> None:
