@@ -37,14 +37,14 @@ from torch.distributed.rendezvous import rendezvous
 
 from rlsurreal.distributed.ranks import ALONE, Operation, Ranks
 from rlsurreal.distributed.reduction import SharedReduction, share_memory
-from rlsurreal.distributed.watch import RankError, RankWatch
+from rlsurreal.distributed.watch import PATIENCE, RankError, RankWatch
 
 _log = logging.getLogger("rlsurreal")
 _LOOK_S = 1.0
 _NOTICE_S = 10.0  # without the others at the start, until it is said
 _GREET_S = 0.05
 _END_S = 5.0  # for a process to end after its process group has broken
-_MARGIN_S = 60.0  # by which the watch, which can say more, is ahead of the process group's own limit
+_MARGIN_S = 60.0  # by which the watch, which can say more, is ahead of PyTorch's own limits
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class GroupRanks(Ranks):
         data = data if self.is_first else torch.empty(size, dtype=torch.uint8)
         self._wait(lambda: dist.broadcast(data, src=0, async_op=True), data)
         return _from_bytes(data)
+
+    def busy(self) -> contextlib.AbstractContextManager[None]:
+        """See `Ranks.busy`."""
+        return self.watch.busy()  # type: ignore[no-any-return]
 
     def average_gradients(self, module: nn.Module) -> nn.Module | None:
         """DistributedDataParallel (Li et al. 2020, arXiv 2006.15704): averages while the backward pass goes on.
@@ -170,7 +174,7 @@ def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
     that a process ends within seconds, even if the exception is caught.
 
     Args:
-        timeout_s: a rank that lets others wait so long fails the run.
+        timeout_s: a rank that lets others wait so long fails the run; 20 times so long where it is `Ranks.busy`.
         cuda: tensors on GPUs take part.
     """
     if not in_group():
@@ -189,8 +193,9 @@ def join(timeout_s: float = 300.0, *, cuda: bool = False) -> Iterator[Ranks]:
     store.set_timeout(limit)
     store = _session(store, index, count, timeout_s)
     watch = RankWatch(store.clone(), index, count, timeout_s)
+    longest = timedelta(seconds=timeout_s * PATIENCE + _MARGIN_S)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=index, world_size=count, timeout=limit
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=index, world_size=count, timeout=longest
     )  # when this returns, all ranks are there, with a sign of theirs
     watch.start()
     try:

@@ -70,6 +70,10 @@ class Ranks:
         """In here something that does not know of ranks may wait for others: RankError if one has failed."""
         return contextlib.nullcontext()
 
+    def busy(self) -> contextlib.AbstractContextManager[None]:
+        """In here the others may have to wait for this rank for longer than usual, as it evaluates or saves."""
+        return contextlib.nullcontext()
+
     def average_gradients(self, module: nn.Module) -> nn.Module | None:
         """``module``, whose gradients backward passes will average over ranks.
 

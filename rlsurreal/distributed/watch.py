@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -35,6 +35,7 @@ _log = logging.getLogger("rlsurreal")
 _BEAT_S = 1.0
 _STALE_S = 10.0  # without a sign for so long, a rank is lost
 _STORE_S = 5.0  # for an answer of the store
+PATIENCE = 20  # how many times the limit a rank has that evaluates, saves or restores
 _LATE_S = 10.0  # first notice of a rank that keeps others waiting; the next after twice the time
 _STACK_S = 5.0  # a rank that has met no other for so long says where it is
 _LEAVE_S = 5.0  # for the main thread to end after a failure was found
@@ -56,6 +57,7 @@ class Sign:
     born: float  # time of the process's start: hosts of one name may have processes of one number
     beat: int = 0
     waits_s: float = 0.0  # for others, at present
+    is_busy: bool = False  # with what it alone may have to do, however long it takes
     stack: str = ""  # of the main thread, where it has met no other for a while
     words: str = ""  # its last: a traceback
     found: str = ""  # of another rank on its host
@@ -69,19 +71,20 @@ class RankWatch:
         store: this object's own connection to the ranks' store.
         index: of this rank.
         count: of ranks.
-        timeout_s: a rank that lets others wait so long fails the run.
+        timeout_s: a rank that lets others wait so long fails the run; `busy`, it may take 20 times as long.
     """
 
     def __init__(self, store: Any, index: int, count: int, timeout_s: float) -> None:
         self._store, self._index, self._count, self._timeout_s = store, index, count, timeout_s
         self._store.set_timeout(timedelta(seconds=_STORE_S))
         self._sign = Sign(socket.gethostname(), os.getpid(), psutil.Process().create_time())
-        self._judge = _Judge(timeout_s)
+        self._neighbours: dict[int, psutil.Process] = {}
+        self._judge = _Judge(timeout_s, self._is_seen_alive)
         self._failure = ""
         self._noticed = ""
         self._parent = os.getppid()
         self._lock = threading.Lock()  # one user of the store at a time
-        self._answered = self._met = time.monotonic()
+        self._answered = self._met = self._looked = time.monotonic()
         self._waits_since: float | None = None
         self._failed_at: float | None = None
         self._closing = threading.Event()
@@ -94,7 +97,7 @@ class RankWatch:
 
     def start(self) -> None:
         """Begin."""
-        self._met = self._answered = time.monotonic()
+        self._met = self._answered = self._looked = time.monotonic()
         self._neighbours = self._find_neighbours()
         self._thread.start()
         self._guard_thread.start()
@@ -109,6 +112,15 @@ class RankWatch:
             yield
         finally:
             self._waits_since, self._met = None, time.monotonic()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """In here the others have to wait for longer than usual."""
+        self._sign.is_busy = True
+        try:
+            yield
+        finally:
+            self._sign.is_busy = False
 
     def check(self) -> None:
         """RankError if the run cannot go on."""
@@ -155,8 +167,12 @@ class RankWatch:
 
     def _guard(self) -> None:
         """The store's own time limit does not hold: over a link that is cut, a call of it may never return."""
+        looked = time.monotonic()
         while not self._closing.wait(_BEAT_S):
-            silent = time.monotonic() - self._answered
+            if time.monotonic() - looked > _STALE_S:  # nobody in this process could do anything: it was suspended
+                self._answered = time.monotonic()
+            looked = time.monotonic()
+            silent = looked - self._answered
             if silent > _STALE_S + _STORE_S:
                 self._fail(self._store_is_lost(silent))
             if os.getppid() != self._parent:
@@ -165,6 +181,9 @@ class RankWatch:
 
     def _look(self) -> None:
         now, sign = time.monotonic(), self._sign
+        if now - self._looked > _STALE_S:  # this process was suspended, and perhaps all the others
+            self._judge.forget()
+        self._looked = now
         waits_since = self._waits_since
         sign.beat += 1
         sign.waits_s = 0.0 if waits_since is None else now - waits_since
@@ -202,6 +221,15 @@ class RankWatch:
                     if abs(process.create_time() - sign.born) < _CLOCK_S:
                         found[i] = process
         return found
+
+    def _is_seen_alive(self, index: int) -> bool:
+        """Whether rank ``index`` is on this host, and at work: then a call may keep Python from all its threads."""
+        process = self._neighbours.get(index)
+        if process is None or has_ended(process):
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return bool(process.status() != psutil.STATUS_STOPPED)
+        return False
 
     def _look_after_neighbours(self) -> str:
         for i, process in self._neighbours.items():
@@ -259,8 +287,8 @@ class _Seen:
 class _Judge:
     """What signs come to: a failure, or a notice."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, is_seen_alive: Callable[[int], bool]) -> None:
+        self._timeout_s, self._is_seen_alive = timeout_s, is_seen_alive
         self._seen: dict[int, _Seen] = {}
         self._notice, self._next_notice_s = "", _LATE_S
 
@@ -276,26 +304,41 @@ class _Judge:
         left = [i for i, sign in enumerate(signs) if sign.is_closed]
         if left and longest > _LATE_S:
             return f"{_name(left[0], signs[left[0]])} has left the run, and others have waited for {longest:.0f} s", ""
-        late = [i for i, sign in enumerate(signs) if sign.waits_s == 0 and not sign.is_closed]
-        if longest < _LATE_S or not late:
+        late = [i for i, sign in enumerate(signs) if not sign.is_closed and (sign.waits_s == 0 or self._is_stale(i))]
+        idle = [i for i in late if not signs[i].is_busy]
+        if longest < _LATE_S or not idle:
             self._notice, self._next_notice_s = "", _LATE_S
         elif longest >= self._next_notice_s:
-            names = "\n\n".join(f"{_name(i, signs[i])}, which is here:\n{signs[i].stack}" for i in late[:3])
-            more = f"\n\nand {len(late) - 3} more" if len(late) > 3 else ""
-            self._notice = f"for {longest:.0f} s ranks have waited for {names}{more}"
+            self._notice = self._tell(longest, idle, signs)
             self._next_notice_s = 2 * longest
-        if longest > self._timeout_s and late:
-            return f"{self._notice}\n\nThe limit is rank_timeout_s={self._timeout_s:g}.", ""
+        limit = self._timeout_s * (1 if idle else PATIENCE)
+        if longest > limit and late:
+            return self._tell(longest, late, signs) + f"\n\nThe limit is {limit:g} s (rank_timeout_s).", ""
         return "", self._notice
+
+    @staticmethod
+    def _tell(waited_s: float, late: list[int], signs: list[Sign]) -> str:
+        names = "\n\n".join(f"{_name(i, signs[i])}, which is here:\n{signs[i].stack}" for i in late[:3])
+        more = f"\n\nand {len(late) - 3} more" if len(late) > 3 else ""
+        return f"for {waited_s:.0f} s ranks have waited for {names}{more}"
 
     def lost(self, index: int, sign: Sign) -> str:
         """What is to be said of a rank that gives no sign any more."""
         now, seen = time.monotonic(), self._seen.get(index)
         if seen is None or seen.beat != sign.beat or sign.is_closed:
             self._seen[index] = _Seen(sign.beat, now)
-        elif now - seen.at > _STALE_S:
+        elif now - seen.at > _STALE_S and not self._is_seen_alive(index):
             return f"{_name(index, sign)} has given no sign of life for {now - seen.at:.0f} s"
         return ""
+
+    def _is_stale(self, index: int) -> bool:
+        """Whether a sign is so old that its rank may not wait any more."""
+        seen = self._seen.get(index)
+        return seen is not None and time.monotonic() - seen.at > _STALE_S
+
+    def forget(self) -> None:
+        """Count anew for how long ranks have given no sign."""
+        self._seen.clear()
 
 
 def has_ended(process: psutil.Process) -> bool:

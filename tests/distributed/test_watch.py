@@ -50,8 +50,41 @@ print("closed", flush=True)
 """
 
 
+NOWHERE = lambda index: False  # noqa: E731  # no rank is on this host
+
+
+def test_a_rank_that_is_busy_has_more_time():
+    judge = watch._Judge(10.0, NOWHERE)
+    busy, waits = watch.Sign("a", 1, 0.0, is_busy=True), watch.Sign("a", 2, 0.0, waits_s=150.0)
+    assert judge([busy, waits]) == ("", "")
+    waits.waits_s = 250.0
+    assert "The limit is 200 s (rank_timeout_s)" in judge([busy, waits])[0]
+    busy.is_busy, waits.waits_s = False, 11.0
+    failure, _ = judge([busy, waits])
+    assert "for 11 s ranks have waited for rank 0 on host a" in failure and "The limit is 10 s" in failure
+
+
+def test_a_rank_without_a_sign_is_lost_unless_it_is_seen_to_be_at_work(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    far, near = watch._Judge(300.0, NOWHERE), watch._Judge(300.0, lambda index: True)
+    silent, waits = watch.Sign("a", 1, 0.0, waits_s=1.0), watch.Sign("a", 2, 0.0, waits_s=0.5)
+
+    def ask(judge: watch._Judge) -> str:
+        waits.beat += 1
+        return judge([silent, waits])[0]
+
+    assert ask(far) == ask(near) == ""
+    now, waits.waits_s = 12.0, 12.0
+    assert "rank 0 on host a (pid 1) has given no sign of life for 12 s" in ask(far) and ask(near) == ""
+    now, waits.waits_s = 301.0, 301.0
+    assert "ranks have waited for rank 0" in ask(near), "what it said of waiting is long ago"
+    far.forget()  # this process was suspended, too
+    assert ask(far) == ""
+
+
 def test_a_rank_that_left_is_not_waited_for() -> None:
-    judge = watch._Judge(timeout_s=1e6)
+    judge = watch._Judge(1e6, NOWHERE)
     left, waits = watch.Sign("a", 1, 0.0, is_closed=True), watch.Sign("a", 2, 0.0, waits_s=3.0)
     assert judge([left, waits]) == ("", ""), "it may be about to leave, too"
     waits.waits_s = 30.0
