@@ -116,9 +116,10 @@ class Checkpoints:
                 f"the agent's parameters are not finite (NaN or infinity) after {counter.env_steps} environment steps; "
                 "the checkpoint before is kept"
             )
-        state = {**self._state(in_peace), "saved_at": counter.env_steps}
-        if self._ranks.is_first:
-            save_checkpoint(checkpoint_path(self._folder, counter.env_steps), state)
+        with self._ranks.busy():
+            state = {**self._state(in_peace), "saved_at": counter.env_steps}
+            if self._ranks.is_first:
+                save_checkpoint(checkpoint_path(self._folder, counter.env_steps), state)
         self._saved_at, self._saved_seconds = counter.env_steps, counter.common_seconds
         if self._policy.keep == "last" and self._ranks.is_first:
             prune_checkpoints(self._folder, 1, self._policy.keep_every_steps)
@@ -171,10 +172,15 @@ def load_latest(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it is damaged.
     """
+    return load_checkpoint(find_latest(folder))
+
+
+def find_latest(folder: Path) -> Path:
+    """Its file; ValueError if there is none."""
     path = latest_checkpoint(folder / "checkpoints")
     if path is None:
         raise ValueError(
             f"{folder} has no checkpoint to resume from; give the folder of a run that saved one "
             "(checkpoints.keep='none' saves none)"
         )
-    return load_checkpoint(path)
+    return path

@@ -15,7 +15,7 @@ import torch
 from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.runners.checkpoints import Checkpoints
 from rlsurreal.runners.counter import Counter
-from rlsurreal.structs import Agent, Algorithm, Sampler, Samples, TrajInfo, never
+from rlsurreal.structs import Agent, Algorithm, Sampler, Samples, TrajInfo
 from rlsurreal.utils.logger import MetricLogger, ProgressBar
 from rlsurreal.utils.timing import PhaseTimer
 
@@ -134,6 +134,7 @@ class MetricLog(_Watching):
     ) -> None:
         self.verdict: str | None = None
         self._judge = judge
+        self._last: tuple[int, dict[str, float]] | None = None  # the row of the verdict, if there is one
         self.recent: deque[TrajInfo] = deque(maxlen=TRAJECTORY_WINDOW)
         self._logger, self._agent, self._algo, self._sampler, self._ranks = logger, agent, algo, sampler, ranks
         self._ended: list[tuple[int, TrajInfo]] = []  # games since ranks last met here, and their iterations
@@ -200,6 +201,7 @@ class MetricLog(_Watching):
         self._pending = {}
         self._logger.write(counter.env_steps, row)
         self.verdict = self._judge(counter.env_steps, row)
+        self._last = (counter.env_steps, row) if self.verdict is not None else None
 
     def _check_finite(self, metrics: Mapping[str, Any], counter: Counter) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
@@ -219,6 +221,7 @@ class MetricLog(_Watching):
             "rate_from": list(self._rate_from),
             "pending": dict(self._pending),
             "metrics": {name: float(value) for name, value in self._metrics.items()},
+            "last": self._last,
             "own": {"ended": [[iteration, list(vars(info).values())] for iteration, info in self._ended]},
         }
 
@@ -228,6 +231,9 @@ class MetricLog(_Watching):
         self._logged_at, self._pending = state["logged_at"], state["pending"]
         self._rate_from = (state["rate_from"][0], state["rate_from"][1])
         self._metrics = state["metrics"]
+        if self._logger is not None and state.get("last") is not None:  # the goal may be another one now
+            steps, row = state["last"]
+            self.verdict = self._judge(steps, row)
         if state["own"] is not None:
             self._ended = [(iteration, TrajInfo(*values)) for iteration, values in state["own"]["ended"]]
 
@@ -293,7 +299,8 @@ class Evaluations(_Watching):
     ) -> None:
         """``has_part``: whether there are games for this rank.
 
-        ``is_leaving``: whether all ranks have agreed to stop; ``is_interrupted``: whether this one was told to.
+        ``is_leaving``: whether all ranks have agreed to stop; ``is_interrupted``: whether this one was told to.  The
+        run that goes on makes up for the evaluation.
         """
         self._is_leaving, self._is_interrupted = is_leaving, is_interrupted
         self._sampler, self._log, self._checkpoints = sampler, log, checkpoints
@@ -307,7 +314,7 @@ class Evaluations(_Watching):
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Evaluate if it is time."""
-        if is_due(counter, self._evaluated_at, self._interval_steps):
+        if is_due(counter, self._evaluated_at, self._interval_steps) and not self._is_leaving():
             self._evaluate(counter, records_score(samples))
 
     def finish(self, counter: Counter) -> None:
@@ -316,14 +323,11 @@ class Evaluations(_Watching):
             self._evaluate(counter, has_score=False)
 
     def _evaluate(self, counter: Counter, has_score: bool) -> None:
-        is_leaving = self._is_leaving()
-        if is_leaving:  # who waits for that may not wait for the evaluation
-            self._checkpoints.save(counter)
-        give_up = never if is_leaving else self._is_interrupted
-        own = self._sampler.evaluate(give_up) if self._has_part else []
+        with self._ranks.busy():
+            own = self._sampler.evaluate(self._is_interrupted) if self._has_part else []
         parts = self._ranks.gather(own)
         games = self._ranks.share(None if None in parts else [game for part in parts for game in part])
-        if games is None:  # nothing of it is saved: the run that goes on makes it
+        if games is None:  # nothing of it is saved
             return
         self._evaluated_at = counter.env_steps
         self._log.add(trajectory_statistics(games, "eval/", has_score=has_score))

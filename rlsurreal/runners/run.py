@@ -22,7 +22,7 @@ import torch
 from rlsurreal.distributed.group import local_place
 from rlsurreal.distributed.ranks import Ranks
 from rlsurreal.runners.agreement import check_parameters, check_settings
-from rlsurreal.runners.checkpoints import Checkpoints, load_latest
+from rlsurreal.runners.checkpoints import Checkpoints, find_latest, load_latest
 from rlsurreal.runners.counter import Counter
 from rlsurreal.runners.division import divide, plays
 from rlsurreal.runners.interrupts import Interrupts
@@ -68,10 +68,11 @@ class Run:
         if self._ranks.count > 1:
             check_settings(self._trainer, self._ranks)
             _share_cpus(self._ranks)
-        saved = self._open(resume, folder)
+        self.folder = Path(self._ranks.share(self._choose_folder(resume, folder) if self._ranks.is_first else ""))
         with contextlib.ExitStack() as stack:
-            if self._ranks.is_first:
+            if self._ranks.is_first:  # before anything is read: who has it may still write
                 stack.enter_context(alone_in(self.folder, ".run.lock", "run"))
+            saved = self._load()
             stack.callback(torch.set_num_threads, torch.get_num_threads())  # the caller's are its own
             logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
             interrupts = stack.enter_context(Interrupts())
@@ -85,6 +86,7 @@ class Run:
                 if logger is not None and self._is_resumed:  # what could not be continued is as it was
                     self._describe()
                 observers.begin(self._counter)
+                self._is_enough = bool(self._ranks.share(self._log.verdict is not None))
                 self._loop(observers, interrupts)
                 observers.finish(self._counter)
             self._sampler.close()
@@ -143,29 +145,31 @@ class Run:
 
     # ------------------------------------------------------------ before the loop
 
-    def _open(self, resume: str | Path | None, folder: str | Path | None) -> dict[str, Any] | None:
-        """Choose the folder, on all ranks alike; on the first, the checkpoint to go on from, if there is one."""
-        saved, path = None, ""
+    def _choose_folder(self, resume: str | Path | None, folder: str | Path | None) -> str:
+        if resume is not None:
+            find_latest(Path(resume))  # or that is an error, and no folder is made
+            return str(resume)
+        return str(folder or make_run_folder(self._trainer.root, self._trainer.name))
+
+    def _load(self) -> dict[str, Any] | None:
+        """On the first rank the checkpoint to go on from, if there is one."""
+        saved = None
         if self._ranks.is_first:
-            if resume is not None:
-                saved, path = load_latest(Path(resume)), str(resume)
-            elif folder is not None:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                has_saved = latest_checkpoint(Path(folder) / "checkpoints") is not None
-                saved, path = load_latest(Path(folder)) if has_saved else None, str(folder)
-            else:
-                path = str(make_run_folder(self._trainer.root, self._trainer.name))
+            with self._ranks.busy():
+                is_there = latest_checkpoint(self.folder / "checkpoints") is not None
+                saved = load_latest(self.folder) if is_there else None
             if saved is not None:
-                self._check_budget(saved["counter"], path)
-        path, self._is_resumed = self._ranks.share((path, saved is not None))
-        self.folder = Path(path)
+                self._check_budget(saved["counter"])
+        self._is_resumed = bool(self._ranks.share(saved is not None))
         return saved
 
-    def _check_budget(self, counts: dict[str, int], run: str) -> None:
+    def _check_budget(self, counts: dict[str, int]) -> None:
         """ValueError where a run that goes on was given fewer steps than it has made."""
         budget, before, done = self._counter.total_env_steps, counts["total_env_steps"], counts["env_steps"]
         if budget <= done and budget < before:
-            raise ValueError(f"total_env_steps is {budget}, and the run in {run} has made {done} steps; give it more")
+            raise ValueError(
+                f"total_env_steps is {budget}, and the run in {self.folder} has made {done} steps; give it more"
+            )
 
     def _logger(self, saved: dict[str, Any] | None) -> MetricLogger:
         is_begun = (self.folder / "progress.csv").exists()  # but nothing was saved: it begins again
@@ -234,7 +238,8 @@ class Run:
             parts["evaluations"] = evaluations
             watching.insert(0, evaluations)
         if self._is_resumed:
-            exact = checkpoints.restore(saved)
+            with ranks.busy():
+                exact = checkpoints.restore(saved)
             _log.info(
                 "resumed after %d environment steps%s",
                 counter.env_steps,

@@ -19,7 +19,7 @@ from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import AsyncSampler, EvalSpec, InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import AgentInputs, BatchSpec
 from rlsurreal.testing.envs import FailingEnv
-from rlsurreal.utils.files import list_checkpoints, load_checkpoint, save_checkpoint
+from rlsurreal.utils.files import alone_in, list_checkpoints, load_checkpoint, save_checkpoint
 from rlsurreal.utils.namedarraytuple import tree_map
 
 BATCH = BatchSpec(16, 4)
@@ -286,7 +286,7 @@ def test_the_best_of_a_run_that_was_killed_is_not_forgotten(tmp_path):
 
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_what_is_learned_is_saved_although_a_signal_comes_with_an_evaluation(tmp_path, when):
-    """Before it, all is saved, and then evaluated; in it, the evaluation is left to the run that goes on."""
+    """The evaluation is left to the run that goes on."""
     events: list[str] = []
 
     class Evaluated(SerialSampler):
@@ -318,11 +318,25 @@ def test_what_is_learned_is_saved_although_a_signal_comes_with_an_evaluation(tmp
     folder = run.train()
     assert run.interrupted_by == "SIGTERM"
     first = ["update", "0 saved", "evaluation", "update"]
-    assert events == [*first, *(["0 saved", "left out"] if when == "during" else ["1 saved", "evaluation"])]
+    assert events == [*first, *(["0 saved", "left out"] if when == "during" else [])]
     ((steps, path),) = list_checkpoints(folder / "checkpoints")
-    assert load_checkpoint(path)["evaluations"]["evaluated_at"] == (steps // 2 if when == "during" else steps)
+    assert load_checkpoint(path)["evaluations"]["evaluated_at"] == steps // 2
     assert f"stopped by SIGTERM after {steps} of " in (folder / "log.txt").read_text()
     events[:] = ["of another run"] * 10
     make().train(resume=folder)
-    assert events[10:12] == (["1 saved", "evaluation"] if when == "during" else ["update", "1 saved"])
+    assert events[10:12] == ["1 saved", "evaluation"]
     assert events[-1] == "evaluation"
+
+
+def test_a_checkpoint_that_is_still_written_is_waited_for_with_an_error(tmp_path, monkeypatch):
+    """Nothing of a run is read before it is this process's own."""
+    folder = trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH)).train()
+    monkeypatch.setattr("rlsurreal.runners.run.load_latest", lambda folder: pytest.fail("read without the lock"))
+    with alone_in(folder, ".run.lock", "run"), pytest.raises(ValueError, match="another run .* works on"):
+        trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH)).train(resume=folder)
+
+
+def test_resuming_where_there_is_nothing_makes_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="nowhere has no checkpoint to resume from"):
+        trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH)).train(resume=tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []

@@ -51,3 +51,15 @@ def test_what_goes_wrong_in_on_row_is_raised_and_loses_nothing(tmp_path):
         trainer(tmp_path).train(on_row=on_row)
     (folder,) = tmp_path.iterdir()
     assert list_checkpoints(folder / "checkpoints")[-1][0] >= 800
+
+
+def test_a_run_that_has_reached_its_goal_is_over_until_the_goal_is_another(tmp_path, capsys):
+    folder = trainer(tmp_path, total=100_000, stop_at_return=15.0).train()
+    before = (folder / "progress.csv").read_bytes()
+    steps = int(rows(folder)[-1]["step"])
+    capsys.readouterr()
+    trainer(tmp_path, total=100_000, stop_at_return=15.0, console="line").train(folder=folder)
+    assert (folder / "progress.csv").read_bytes() == before
+    assert f"ended after {steps} of 100000 environment steps: the mean return is" in capsys.readouterr().out
+    trainer(tmp_path, total=steps + 800, stop_at_return=1e6).train(folder=folder)
+    assert int(rows(folder)[-1]["step"]) >= steps + 800
