@@ -311,9 +311,10 @@ class _Judge:
         elif longest >= self._next_notice_s:
             self._notice = self._tell(longest, idle, signs)
             self._next_notice_s = 2 * longest
-        limit = self._timeout_s * (1 if idle else PATIENCE)
-        if longest > limit and late:
-            return self._tell(longest, late, signs) + f"\n\nThe limit is {limit:g} s (rank_timeout_s).", ""
+        times = 1 if idle else PATIENCE
+        if longest > self._timeout_s * times and late:
+            limit = f"{'' if idle else f'{times} times '}rank_timeout_s={self._timeout_s:g}"
+            return f"{self._tell(longest, late, signs)}\n\nThe limit is {limit}.", ""
         return "", self._notice
 
     @staticmethod

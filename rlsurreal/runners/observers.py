@@ -172,9 +172,14 @@ class MetricLog(_Watching):
 
     def finish(self, counter: Counter) -> None:
         """Write what was added after the last row of all."""
-        if self._pending and self._logger is not None and counter.env_steps >= counter.total_env_steps:
-            self._logger.write(counter.env_steps, self._pending)
-            self._pending = {}
+        self.amend(counter)
+
+    def amend(self, counter: Counter) -> None:
+        """Put what was added into the row of this very step, if it was written; else it goes into the next, if any."""
+        is_last = counter.env_steps >= counter.total_env_steps
+        if self._pending and self._logger is not None and (is_last or self._logged_at == counter.env_steps):
+            pending, self._pending = self._pending, {}
+            self._take_verdict(counter.env_steps, self._logger.amend(counter.env_steps, pending))
 
     def _write(self, counter: Counter, samples: Samples) -> None:
         self._check_finite(self._metrics, counter)
@@ -200,8 +205,11 @@ class MetricLog(_Watching):
         row |= self._pending
         self._pending = {}
         self._logger.write(counter.env_steps, row)
-        self.verdict = self._judge(counter.env_steps, row)
-        self._last = (counter.env_steps, row) if self.verdict is not None else None
+        self._take_verdict(counter.env_steps, row)
+
+    def _take_verdict(self, steps: int, row: dict[str, float]) -> None:
+        self.verdict = self._judge(steps, row)
+        self._last = (steps, row) if self.verdict is not None else None
 
     def _check_finite(self, metrics: Mapping[str, Any], counter: Counter) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
@@ -232,8 +240,7 @@ class MetricLog(_Watching):
         self._rate_from = (state["rate_from"][0], state["rate_from"][1])
         self._metrics = state["metrics"]
         if self._logger is not None and state.get("last") is not None:  # the goal may be another one now
-            steps, row = state["last"]
-            self.verdict = self._judge(steps, row)
+            self._take_verdict(*state["last"])
         if state["own"] is not None:
             self._ended = [(iteration, TrajInfo(*values)) for iteration, values in state["own"]["ended"]]
 
@@ -311,6 +318,7 @@ class Evaluations(_Watching):
         """Make the evaluation in which the run was interrupted."""
         if counter.env_steps > self._evaluated_at and is_due(counter, self._evaluated_at, self._interval_steps):
             self._evaluate(counter, has_score=False)
+            self._log.amend(counter)
 
     def after_update(self, counter: Counter, samples: Samples, metrics: Mapping[str, Any]) -> None:
         """Evaluate if it is time."""

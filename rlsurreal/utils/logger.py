@@ -81,17 +81,21 @@ class MetricLogger:
         Raises:
             ValueError: a metric is not a number, or ``step`` is below the last one.
         """
-        numbers = {}
-        for name, value in metrics.items():
-            if name == _STEP:
-                raise ValueError(f"metric {name!r} has the name of the first column; choose another")
-            try:
-                numbers[name] = value if type(value) is int else float(value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"metric {name!r} is {value!r}; it must be one number") from error
+        numbers = _numbers(metrics)
         self._csv.write(step, numbers)
+        self._show(step, numbers, numbers)
+
+    def amend(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """As `write`, but into the row of ``step``, if the last one is that; all that the row has now."""
+        numbers = _numbers(metrics)
+        row = self._csv.amend(step, numbers)
+        self._show(step, numbers, row)
+        return row
+
+    def _show(self, step: int, new: Mapping[str, float], numbers: Mapping[str, float]) -> None:
+        """``new`` in TensorBoard, ``numbers`` on the console."""
         if self._writer is not None:
-            for name, number in numbers.items():
+            for name, number in new.items():
                 self._writer.add_scalar(name, number, step)
         if self._console == "line":
             _show(self._lines.format(step, numbers))
@@ -117,6 +121,18 @@ class MetricLogger:
         self.close()
 
 
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for name, value in metrics.items():
+        if name == _STEP:
+            raise ValueError(f"metric {name!r} has the name of the first column; choose another")
+        try:
+            numbers[name] = value if type(value) is int else float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metric {name!r} is {value!r}; it must be one number") from error
+    return numbers
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -136,18 +152,31 @@ class _CsvTable:
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         if step < self._last_step:
             raise ValueError(f"step is {step}, below {self._last_step}, the last one written; steps must not fall")
-        new = [name for name in numbers if name not in self._columns]
-        if new:
-            self._file.close()
-            _, rows = _read_csv(self._path)
-            self._columns += new
-            self._rewrite(rows)
-            self._file = self._append()
+        if any(name not in self._columns for name in numbers):
+            self._change(numbers, amend=False)
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([step, *(numbers.get(name, "") for name in self._columns[1:])])
         self._file.write(line.getvalue())  # whole lines only
         self._file.flush()
         self._last_step = step
+
+    def amend(self, step: int, numbers: Mapping[str, float]) -> dict[str, float]:
+        if step != self._last_step:
+            self.write(step, numbers)
+            return dict(numbers)
+        row = self._change(numbers)
+        return {name: float(text) for name, text in row.items() if text and name != _STEP}
+
+    def _change(self, numbers: Mapping[str, float], *, amend: bool = True) -> dict[str, str]:
+        """Write the file anew with columns for ``numbers``, and these in its last row; that row."""
+        self._file.close()
+        _, rows = _read_csv(self._path)
+        if amend:
+            rows[-1].update((name, str(number)) for name, number in numbers.items())
+        self._columns += [name for name in numbers if name not in self._columns]
+        self._rewrite(rows)
+        self._file = self._append()
+        return rows[-1] if rows else {}
 
     def _append(self) -> TextIO:
         return open(self._path, "a", newline="", encoding="utf-8")

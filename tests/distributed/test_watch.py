@@ -58,10 +58,10 @@ def test_a_rank_that_is_busy_has_more_time():
     busy, waits = watch.Sign("a", 1, 0.0, is_busy=True), watch.Sign("a", 2, 0.0, waits_s=150.0)
     assert judge([busy, waits]) == ("", "")
     waits.waits_s = 250.0
-    assert "The limit is 200 s (rank_timeout_s)" in judge([busy, waits])[0]
+    assert "The limit is 20 times rank_timeout_s=10." in judge([busy, waits])[0]
     busy.is_busy, waits.waits_s = False, 11.0
     failure, _ = judge([busy, waits])
-    assert "for 11 s ranks have waited for rank 0 on host a" in failure and "The limit is 10 s" in failure
+    assert "for 11 s ranks have waited for rank 0 on host a" in failure and "The limit is rank_timeout_s=10." in failure
 
 
 def test_a_rank_without_a_sign_is_lost_unless_it_is_seen_to_be_at_work(monkeypatch):

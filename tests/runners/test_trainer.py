@@ -201,6 +201,7 @@ def _timeless(state: dict[str, Any]) -> dict[str, Any]:
     for link in (link for station in filter(None, stations) for env in station["env"]["envs"] for link in env):
         for name in ("time_queue", "episode_start_time"):  # of RecordEpisodeStatistics
             link.get("plain", {}).pop(name, None)  # Atari saves itself
+        link.pop("spaces", None)  # some of wrappers are seeded by nobody
     return state
 
 

@@ -46,6 +46,15 @@ def test_csv_holds_what_was_written(tmp_path: Path) -> None:
     assert second["n"] == str(2**60) and math.isnan(float(second["a/x"])) and float(second['b,\n"']) == -math.inf
 
 
+def test_what_comes_later_goes_into_the_row_of_its_step(tmp_path: Path) -> None:
+    with _logger(tmp_path) as logger:
+        logger.write(10, {"a": 0.5})
+        assert logger.amend(10, {"b": 2, "a": 1.5}) == {"a": 1.5, "b": 2}
+        assert logger.amend(20, {"b": 3}) == {"b": 3}
+        logger.write(30, {"a": 4})
+    assert [tuple(row.values()) for row in _rows(tmp_path)] == [("10", "1.5", "2"), ("20", "", "3"), ("30", "4", "")]
+
+
 def test_csv_stays_valid_when_keys_come_and_go(tmp_path: Path) -> None:
     with _logger(tmp_path) as logger:
         for step, metrics in enumerate([{"a": 1}, {"b": 2}, {"a": 3, "c": 4}, {}, {"c": 5, "b": 6}]):
