@@ -12,6 +12,7 @@ of one flat buffer, which makes clipping and Adam a few operations, and the comp
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -155,7 +156,8 @@ class GradientStep:
             gradient.mul_(self._ranks.count)
         clipped = gradient[: self._num_clipped]
         norm = torch.linalg.vector_norm(clipped)
-        clipped.mul_(self._shrink(norm))
+        if self._max_grad_norm < math.inf:
+            clipped.mul_(self._shrink(norm))
         self._adam()
         self.sums[:-1] += metrics
         self.sums[-1] += norm
@@ -202,8 +204,9 @@ class GradientStep:
             clipped, apart = gradient[:num_clipped], gradient[num_clipped:]
             norm = torch.linalg.vector_norm(clipped)
             sums[-1] += norm
-            clipped = clipped * _once(self._shrink(norm))
-            gradient = torch.cat([clipped, apart]) if len(apart) else clipped
+            if self._max_grad_norm < math.inf:
+                clipped = clipped * _once(self._shrink(norm))
+                gradient = torch.cat([clipped, apart]) if len(apart) else clipped
             state["step"] += 1
             state["exp_avg"].lerp_(gradient, 1 - _BETA1)
             state["exp_avg_sq"].mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
