@@ -75,7 +75,15 @@ def film(agent: TrainedAgent, out: Path, max_steps: int, **options: Any) -> Path
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo renders without a screen
     frames = agent.film(max_steps, **options)
-    first, fps = next(frames)
+    try:
+        first, fps = next(frames)
+    except (ValueError, EnvError, gym.error.Error, NotImplementedError):
+        raise
+    except Exception as error:  # what graphics raise is of any class
+        raise ValueError(
+            f"nothing is rendered ({type(error).__name__}: {error}); without a screen MuJoCo needs EGL (libegl1 on "
+            "Debian and Ubuntu), or MUJOCO_GL=osmesa"
+        ) from error
     with get_writer(out, fps=fps, macro_block_size=2) as video:
         for frame in itertools.chain([first], (frame for frame, _ in frames)):
             video.append_data(frame)  # type: ignore[attr-defined]

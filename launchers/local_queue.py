@@ -21,6 +21,7 @@ from sweep_queue.scheduler import Scheduler
 from sweep_queue.screen import Screen
 from sweep_queue.slots import Slots, make_slots
 from sweep_queue.sweep import Plan, load_sweep
+from train import see_modules_here
 
 from rlsurreal.utils.files import alone_in
 
@@ -30,6 +31,7 @@ TRAIN = Path(__file__).resolve().with_name("train.py")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = parse_arguments(argv)
+    see_modules_here()
     try:
         sweep = load_sweep(args.sweep)
         given = {field.name: getattr(args, field.name) for field in fields(Slots) if hasattr(args, field.name)}

@@ -1,8 +1,8 @@
 """Draw learning curves:  python launchers/plot.py RUN [RUN ...] [--out FILE] [--x step|seconds] [--y COLUMN]
 
 Runs of one experiment with different seeds become one curve: the mean of the seeds and, shaded, from the lowest to the
-highest (from the 25th to the 75th percentile with five seeds or more).  Runs are one experiment when their settings
-differ in nothing but the seed.
+highest (from the 25th to the 75th percentile with five seeds or more), of those that have come so far.  Runs are one
+experiment when their settings differ in nothing but the seed; of several runs of one seed the longest is drawn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{'left out' if drawn else 'error'}: {problem}", file=sys.stderr)
     if not drawn:
         return 2
-    try:
-        picture = draw_runs(drawn, args.out, x=args.x, y=args.y)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    again = repeated(drawn, args.x, args.y)
+    for folder, longer in again.items():
+        print(f"left out: {folder}: {longer} is a longer run of the same seed", file=sys.stderr)
+    picture = draw_runs([folder for folder in drawn if folder not in again], args.out, x=args.x, y=args.y)
     if picture is None:
-        print("error: drawing needs matplotlib: pip install -e .[plot]", file=sys.stderr)
+        print('error: drawing needs matplotlib: pip install -c constraints.txt -e ".[plot]"', file=sys.stderr)
         return 1
     print(picture)
     return 0
@@ -108,12 +108,19 @@ def draw_runs(folders: Sequence[Path], out: Path, *, x: str = "step", y: str | N
         curves = [read_column(folder, x, y) for folder in members]
         label = curves[0][2]
         grid, rows = on_common_grid([(across, values) for across, values, _ in curves])
-        (line,) = axes.plot(grid, rows.mean(0), label=f"{name} ({len(members)} seeds)" if len(members) > 1 else name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of a gap where there is no curve
+            mean = np.nanmean(rows, 0)
+            low, high = np.nanpercentile(rows, (25, 75) if len(members) >= 5 else (0, 100), axis=0)
+        title = f"{name} ({len(members)} seeds)" if len(members) > 1 else name
+        (line,) = axes.plot(grid, mean, label=title, marker="o" if len(grid) == 1 else None)
         if len(members) > 1:
-            low, high = np.percentile(rows, (25, 75), axis=0) if len(members) >= 5 else (rows.min(0), rows.max(0))
             axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            if len(grid) == 1:  # which has no area
+                axes.vlines(grid, low, high, color=line.get_color(), alpha=0.4)
     axes.set_xlabel("environment steps" if x == "step" else "seconds")
-    axes.set_ylabel(f"{label.removesuffix('/mean').replace('/', ' ')} (mean of recent games)")
+    of_games = label.startswith(("return/", "score/", "length/"))
+    axes.set_ylabel(label.removesuffix("/mean").replace("/", " ") + (" (mean of recent games)" if of_games else ""))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     for side in ("top", "right"):
@@ -126,12 +133,33 @@ def draw_runs(folders: Sequence[Path], out: Path, *, x: str = "step", y: str | N
 def on_common_grid(
     curves: Sequence[tuple[np.ndarray, np.ndarray]], num_points: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Curves interpolated where all of them are defined: the grid ``[P]``, and values ``[num_curves, P]``."""
-    start, stop = max(across[0] for across, _ in curves), min(across[-1] for across, _ in curves)
-    if start > stop:
-        raise ValueError("the runs of one experiment have no part of the axis in common; draw them against steps")
-    grid = np.linspace(start, stop, num_points)
-    return grid, np.stack([np.interp(grid, across, values) for across, values in curves])
+    """Interpolated curves: the grid ``[P]``, and values ``[num_curves, P]``, NaN where a curve is not (yet) there.
+
+    Curves of a single value each are one point.
+    """
+    if all(len(across) == 1 for across, _ in curves):
+        return np.array([np.mean([across[0] for across, _ in curves])]), np.stack([values for _, values in curves])
+    ends = np.array([(across[0], across[-1]) for across, _ in curves])
+    # Where several curves begin, or end, none of them is alone because its first or last row is a few steps apart.
+    step = (ends[:, 1].max() - ends[:, 0].min()) / num_points
+    start, stop = ends[:, 0].min(), ends[:, 1].max()
+    starts = ends[ends[:, 0] <= start + step, 0]
+    stops = ends[ends[:, 1] >= stop - step, 1]
+    grid = np.linspace(starts.max(), max(starts.max(), stops.min()), num_points)
+    return grid, np.stack([np.interp(grid, across, values, left=np.nan, right=np.nan) for across, values in curves])
+
+
+def repeated(folders: Sequence[Path], x: str, y: str | None) -> dict[Path, Path]:
+    """Runs of a seed of which there is a longer run of the same experiment, and that one."""
+    found = {}
+    for members in group_by_experiment(folders).values():
+        longest: dict[Any, Path] = {}
+        length = {folder: read_column(folder, x, y)[0][-1] for folder in members}
+        for folder in sorted(members, key=lambda folder: length[folder], reverse=True):
+            first = longest.setdefault(settings_of(folder).get("seed", folder), folder)
+            if first != folder:
+                found[folder] = first
+    return found
 
 
 def group_by_experiment(folders: Sequence[Path]) -> dict[str, list[Path]]:

@@ -69,7 +69,7 @@ def on_slurm(args: argparse.Namespace) -> int:
 
 def on_kubernetes(args: argparse.Namespace) -> int:
     """Create a Job."""
-    job = make_job(args, root=kubernetes.RUNS, workdir=args.workdir)
+    job = make_job(args, root=kubernetes.RUNS, workdir=args.workdir, elsewhere=True)
     documents = kubernetes.manifests(
         job,
         image=args.image,
@@ -87,7 +87,7 @@ def on_kubernetes(args: argparse.Namespace) -> int:
 
 def on_skypilot(args: argparse.Namespace) -> int:
     """Launch a managed job."""
-    job = make_job(args, root=skypilot.RUNS, workdir=str(ROOT))
+    job = make_job(args, root=skypilot.RUNS, workdir=str(ROOT), elsewhere=True)
     content = skypilot.task(job, runs=args.runs, infra=args.infra, spot=args.spot, image=args.image, setup=args.setup)
     return finish(
         args,
@@ -118,6 +118,7 @@ def make_job(
     num_nodes: int | None = None,
     root: str | None = None,
     workdir: str | None,
+    elsewhere: bool = False,
 ) -> Job:
     """The job that the arguments ask for, of a recipe that has been checked.
 
@@ -127,6 +128,10 @@ def make_job(
         num_nodes: default: what they say.
         root: for run folders; default: the experiment's own.
         workdir: of the job.
+        elsewhere: with other packages than there are here.
+
+    Raises:
+        ValueError: an element of the sweep cannot be built, or divided over the job's ranks; or two are the same.
     """
     trainers = [build(args.recipe, [*args.overrides, *words]) for words in sweep or [[]]]
     trainer = trainers[0]
@@ -155,6 +160,12 @@ def make_job(
         port=getattr(args, "port", None) or 20_000 + zlib.crc32(name.encode()) % 10_000,
     )
     for each in trainers:
+        try:
+            each.check_parts()
+        except ValueError as error:
+            if not elsewhere:
+                raise
+            note(f"as seen from here, {error}; it must be there where the job runs (docs/clusters.md)")
         check_division(each, job, asks_for_gpus=hasattr(args, "gpus"))
     return job
 
@@ -176,7 +187,11 @@ def check_division(trainer: Trainer, job: Job, asks_for_gpus: bool) -> None:
 
 def product(words: list[str]) -> list[list[str]]:
     """The overrides of each element of a sweep, from words like ``seed=0,1,2``."""
-    values = {name: parse_value(text, tuple[str, ...]) for name, text in config.parse_overrides(words).items()}
+    # In brackets of our own: those of a value stay.
+    values = {name: parse_value(f"({text})", tuple[str, ...]) for name, text in config.parse_overrides(words).items()}
+    for name, several in values.items():
+        if len(set(several)) < len(several):
+            raise ValueError(f"--sweep has a value of {name} twice: {', '.join(several)}")
     if not values:
         return []
     return [

@@ -159,7 +159,8 @@ def report(folder: Path, trainer: Trainer) -> None:
     else:
         print(f"\nmean return of the last games: {result:,.1f}")
         picture = draw_runs([folder], folder / "learning_curve.png")
-        print(f"learning curve: {picture or 'not drawn: pip install -e .[plot]'}")
+        install = 'pip install -c constraints.txt -e ".[plot]"'
+        print(f"learning curve: {picture or f'not drawn: {install}'}")
     here = Path(sys.executable).parent  # of this environment, which may not be the shell's
     tools = f"{os.path.relpath(here)}/" if here.is_relative_to(Path.cwd()) else ""
     files, commands = ["progress.csv", "log.txt", "config.json"], []

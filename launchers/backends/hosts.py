@@ -175,7 +175,7 @@ def _relay(host: str, width: int, process: subprocess.Popen[bytes], events: Any)
         text = line.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]  # of a progress bar, its last state
         try:
             print(f"{host:{width}} | {text}", flush=True)
-        except BrokenPipeError:  # whoever read this has gone
+        except OSError:  # whoever read this has gone, or the disk is full
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             events.put(("", signal.SIGPIPE))

@@ -16,6 +16,7 @@ from .job import MARGIN_S, Job, agent_command
 from .tools import ask, check_syntax
 
 _STOPPED = 143  # 128 and SIGTERM's number
+_START_S = 120  # Slurm may signal a minute sooner than it is told; and there must be something to save
 
 
 def script(
@@ -71,7 +72,7 @@ def submit(text: str, job: Job, sweep: bool = False) -> str:
         parent.mkdir(parents=True, exist_ok=True)  # for the log, which sbatch makes no folder for
     except OSError as error:
         raise ValueError(f"cannot make the folder {parent} ({error.strerror}); choose another --folder") from error
-    number = ask(["sbatch", "--parsable"], text).partition(";")[0]
+    number = ask(["sbatch", "--parsable"], text).rpartition("\n")[2].partition(";")[0]
     return (
         f"submitted job {number}, {job.name}\n    squeue --job {number}\n"
         f"    tail -F {log_file(job, sweep).replace('%a', '*')}\n    scancel {number}"
@@ -82,6 +83,12 @@ def _header(job: Job, time: str | None, partition: str | None, options: Sequence
     for option in options:
         if not option.startswith("-") or "\n" in option:
             raise ValueError(f"option of sbatch is {option!r}; write it whole: --account=name")
+    least = job.grace_s + MARGIN_S + _START_S
+    if time is not None and (seconds := seconds_of(time)) is not None and seconds <= least:
+        raise ValueError(
+            f"--time is {time!r}, {seconds} seconds (a number alone is minutes); the job is told to stop {job.grace_s} "
+            f"+ {MARGIN_S} seconds before its end (--grace), and needs some to start: give it more than {least}"
+        )
     if job.cpus_per_node is None:
         raise ValueError("cpus_per_node is not given; Slurm would give a node's ranks one CPU: say how many")
     gpus = f"{job.gpu_type}:{job.gpus_per_node}" if job.gpu_type else job.gpus_per_node
@@ -101,6 +108,20 @@ def _header(job: Job, time: str | None, partition: str | None, options: Sequence
         "signal": f"TERM@{job.grace_s + MARGIN_S}",
     }
     return [*(f"--{name}={value}" for name, value in given.items() if value is not None), "--requeue", *options]
+
+
+def seconds_of(time: str) -> int | None:
+    """A limit of Slurm's (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in seconds; None: it is no number."""
+    days, has_days, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in [*parts, *([days] if has_days else [])]) or len(parts) > 3:
+        return None
+    numbers = list(map(int, parts))
+    if has_days:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, minutes, seconds = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _on_node(job: Job, overrides: str, folder: str) -> str:

@@ -14,6 +14,7 @@ import json
 import logging
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,8 @@ class Run:
             if self._ranks.is_first:  # before anything is read: who has it may still write
                 stack.enter_context(alone_in(self.folder, ".run.lock", "run"))
             saved = self._load()
+            if saved is not None and resume is None:
+                self._check_experiment()
             stack.callback(torch.set_num_threads, torch.get_num_threads())  # the caller's are its own
             logger = stack.enter_context(self._logger(saved)) if self._ranks.is_first else None
             interrupts = stack.enter_context(Interrupts())
@@ -162,6 +165,17 @@ class Run:
                 self._check_budget(saved["counter"])
         self._is_resumed = bool(self._ranks.share(saved is not None))
         return saved
+
+    def _check_experiment(self) -> None:
+        """ValueError where ``folder`` has another experiment's run."""
+        path = self.folder / "config.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        for name, change in _changes(before, config.to_tree(self._trainer, strict=False)) if before else ():
+            if name == "seed" or name.startswith(("sampler.env.", "agent.model.")):
+                raise ValueError(
+                    f"{self.folder} has a run with {name}={change[0]}, and this one has {change[1]}: give it another "
+                    f"folder, or go on with that run by resume={str(self.folder)!r}"
+                )
 
     def _check_budget(self, counts: dict[str, int]) -> None:
         """ValueError where a run that goes on was given fewer steps than it has made."""
@@ -262,6 +276,8 @@ class Run:
             )
         before = json.loads(path.read_text()) if self._is_resumed and path.exists() else tree
         if before != tree:  # the settings that a run was begun with stay beside those that it goes on with
+            changes = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in _changes(before, tree))
+            _log.info("goes on with other settings: %s", changes or "see config.json")
             endings = [old.stem.rpartition("_")[2] for old in self.folder.glob("config_*.json")]
             number = max((int(ending) for ending in endings if ending.isdecimal()), default=-1) + 1
             with atomic_write(self.folder / f"config_{number}.json", "w") as file:
@@ -271,6 +287,24 @@ class Run:
         name = "environment_resumed.json" if self._is_resumed else "environment.json"
         with atomic_write(self.folder / name, "w") as file:
             json.dump({**describe_environment(), "ranks": self._ranks.count}, file, indent=1)
+
+
+def _changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """What differs between two trees of settings: dotted names, and both values.
+
+    Not fields that only one version of this library knows, nor what has no name but a place in memory.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        if "repr" in before and "repr" in now:
+            return
+        for key in dict.fromkeys([*before, *now]):
+            if key == "fields":
+                for name in before[key].keys() & now.get(key, {}).keys():
+                    yield from _changes(before[key][name], now[key][name], f"{path}.{name}".lstrip("."))
+            else:
+                yield from _changes(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+    elif before != now:
+        yield path, (before, now)
 
 
 def _share_cpus(ranks: Ranks) -> None:

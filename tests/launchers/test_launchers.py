@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -257,6 +258,48 @@ def test_plot_groups_seeds_and_separates_experiments(tmp_path, call):
     groups = plot.group_by_experiment(sorted(path for path in tmp_path.iterdir() if path.is_dir()))
     assert {name: len(members) for name, members in groups.items()} == {"debug": 2, "slow": 1}
     assert "no column" in call("plot.py", tmp_path, "--y", "nothing", status=2)
+
+
+def runs_of(folder, *curves):
+    """Run folders of one experiment: seed, and steps of the rows."""
+    for i, (seed, steps) in enumerate(curves):
+        run = folder / f"run_{i}"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps({"fields": {"name": "same", "seed": seed}}))
+        rows = [f"{step},{step / 10}" for step in steps]
+        (run / "progress.csv").write_text("\n".join(["step,return/mean", *rows, ""]))
+    return sorted(folder.iterdir())
+
+
+def test_curves_of_seeds_need_not_overlap(tmp_path, call):
+    for name, curves in {
+        "short": [(0, [5_031]), (1, [5_054])],
+        "begun": [(0, [10_240, 20_000]), (1, [10_210])],
+        "apart": [(0, [1, 10]), (1, [20, 30])],
+    }.items():
+        out = tmp_path / f"{name}.png"
+        assert call("plot.py", *runs_of(tmp_path / name, *curves), "--out", out).split()[-1] == str(out)
+        assert out.stat().st_size > 5_000
+
+
+def test_a_mean_is_of_the_seeds_that_have_come_so_far():
+    plot = importlib.import_module("plot")
+    line = np.array([0.0, 100.0])
+    grid, rows = plot.on_common_grid([(line, line), (np.array([0.0, 50.0]), np.array([10.0, 60.0]))])
+    assert grid[0] == 0 and grid[-1] == 100
+    mean = np.nanmean(rows, 0)
+    np.testing.assert_allclose(mean[grid <= 50], grid[grid <= 50] + 5)
+    np.testing.assert_allclose(mean[grid > 50], grid[grid > 50])
+    # Rows of several runs stand at slightly different steps: no single one of them is the beginning or the end.
+    grid, rows = plot.on_common_grid([(line + shift, line) for shift in (0.0, 0.3)])
+    assert (grid[0], grid[-1]) == (0.3, 100) and not np.isnan(rows).any()
+
+
+def test_of_several_runs_of_a_seed_the_longest_is_drawn(tmp_path, call):
+    first, longer, other = runs_of(tmp_path / "runs", (0, [1, 20]), (0, [1, 40]), (1, [1, 40]))
+    said = call("plot.py", first, longer, other, "--out", tmp_path / "curves.svg")
+    assert f"left out: {first}: {longer} is a longer run of the same seed" in said
+    assert "same (2 seeds)" in (tmp_path / "curves.svg").read_text()
 
 
 def test_curves_of_equal_names_are_all_drawn_in_the_format_asked_for(tmp_path, call):

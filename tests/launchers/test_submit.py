@@ -311,6 +311,37 @@ def test_an_argument_without_a_default_may_come_from_the_sweep(capsys, monkeypat
     assert "env_id=Ant-v5" in capsys.readouterr().out
 
 
+def test_limits_of_time_are_read_as_slurm_does():
+    read = slurm.seconds_of
+    assert [read(text) for text in ("90", "2:30", "1:02:03", "2-12", "1-01:30", "1-00:00:01")] == [
+        5_400, 150, 3_723, 216_000, 91_800, 86_401,
+    ]  # fmt: skip
+    assert read("UNLIMITED") is None and read("1-") is None
+
+
+def test_a_limit_of_time_that_leaves_no_time_is_refused(capsys):
+    assert submit.main([*SLURM, "--time", "2", "--dry-run"]) == 2  # meant as hours
+    assert "--time is '2', 120 seconds (a number alone is minutes)" in capsys.readouterr().err
+    assert submit.main([*SLURM, "--time", "2:00:00", "--dry-run"]) == 0
+
+
+def test_environments_are_looked_for_before_anything_is_submitted(capsys):
+    words = ["ppo_mujoco", "env_id=HalfChetah-v5", "--dry-run"]
+    assert submit.main(["slurm", *words, "--cpus", "2"]) == 2
+    assert "sampler.env cannot be found: " in capsys.readouterr().err
+    elsewhere = KUBERNETES[: KUBERNETES.index("kubernetes") + 1] + words
+    assert "debug" in KUBERNETES
+    assert submit.main([*elsewhere, *KUBERNETES[KUBERNETES.index("debug") + 1 :]]) == 0
+    assert "as seen from here, sampler.env cannot be found: " in capsys.readouterr().err
+
+
+def test_values_in_brackets_stay_whole_and_are_not_given_twice():
+    assert submit.product(["sizes=(64,64)"]) == [["sizes=(64,64)"]]
+    assert submit.product(["sizes=(64,64),(32,32)"]) == [["sizes=(64,64)"], ["sizes=(32,32)"]]
+    with pytest.raises(ValueError, match="--sweep has a value of seed twice: 1, 2, 1"):
+        submit.product(["seed=1,2,1"])
+
+
 def test_a_sweep_is_the_product_of_its_values():
     assert submit.product(["seed=0,1", "sizes=(1,2),(3,4)"]) == [
         ["seed=0", "sizes=(1,2)"],
@@ -333,7 +364,7 @@ def test_dry_run_prints_exactly_what_is_submitted(programs, tmp_path, capsys, wo
     for name in ("sbatch", "kubectl", "sky"):
         programs(
             name,
-            f'#!/bin/bash\necho "$@" >> {tmp_path}/{name}.words\necho "17;here"\n'
+            f'#!/bin/bash\necho "$@" >> {tmp_path}/{name}.words\necho "{name}: lua: hello" >&2\necho "17;here"\n'
             f'[ -f "${{@: -1}}" ] && cp "${{@: -1}}" {tmp_path}/{name}.text || cat > {tmp_path}/{name}.text',
         )
     programs("python", "#!/bin/sh\n")  # beside sky: parses everything

@@ -611,3 +611,18 @@ def test_a_budget_that_is_used_already_is_refused(tmp_path):
 def test_resume_and_folder_exclude_each_other(tmp_path):
     with pytest.raises(ValueError, match="resume is 'a' and folder 'b'; folder alone"):
         trainer(tmp_path).train(resume="a", folder="b")
+
+
+def test_a_folder_goes_on_with_its_own_experiment_alone(tmp_path, caplog):
+    def make(**changes: Any) -> Trainer:
+        return trainer(tmp_path, **{"total": 400, **changes})
+
+    folder = make().train(folder=tmp_path / "run")
+    config_before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"run has a run with seed=0, and this one has 3: give it another folder, or"):
+        make(seed=3).train(folder=folder)
+    with pytest.raises(ValueError, match=r"has a run with sampler.env.factory=CartPole-v1, and this one has Acrobot"):
+        make(env="Acrobot-v1").train(folder=folder)
+    assert (folder / "config.json").read_text() == config_before
+    make(total=800, log_interval_steps=100).train(folder=folder)
+    assert "goes on with other settings: " in caplog.text and "log_interval_steps was 400 and is 100" in caplog.text
