@@ -229,7 +229,8 @@ class TrainedAgent:
         spec = dataclasses.replace(settings.evaluation, env=None, **evaluation)
         if deterministic is not None:
             spec = dataclasses.replace(spec, deterministic=deterministic)
-        return SerialSampler(env=env, batch=BatchSpec(1, 1), evaluation=spec)
+        idle = BatchSpec(1, 1, first_env=spec.first_env + spec.num_envs)  # with a number of its own
+        return SerialSampler(env=env, batch=idle, evaluation=spec)
 
     def _connect(self, sampler: SerialSampler, seed: int) -> None:
         agent = self._agent

@@ -1,7 +1,7 @@
 """Distributions over whole numbers: one (Categorical), several (MultiCategorical), bits (Bernoulli).
 
-Made by `rlsurreal.distributions.make_distribution`.  Logits are normalised log-probabilities; a feature of ``-inf``
-forbids an action, and entropy, KL and their gradients stay finite.
+Made by `rlsurreal.distributions.make_distribution`.  Logits are normalised log-probabilities, of bits log-odds; a
+feature of ``-inf`` forbids an action, and entropy, KL and their gradients stay finite.
 """
 
 # ruff: noqa: D102 (the methods are documented once, in `Distribution`)
@@ -37,6 +37,9 @@ class BernoulliParams(NamedArrayTuple):
     """Parameters of `Bernoulli`."""
 
     logits: Tensor  # [..., num_bits], log-odds
+
+
+_MOST_LOG_ODDS = 110.0  # float32 has 0 and 1 for what is beyond
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Bernoulli(Distribution):
         return self.num_features
 
     def params(self, features: Tensor, free: Tensor | None = None) -> BernoulliParams:
-        return BernoulliParams(features)
+        return BernoulliParams(features.clamp(-_MOST_LOG_ODDS, _MOST_LOG_ODDS))
 
     def sample(self, params: BernoulliParams, noise: Noise) -> Tensor:
         return to_event((noise.uniform < params.logits.sigmoid()).to(torch.int8), self.shape)

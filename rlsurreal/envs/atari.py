@@ -21,6 +21,9 @@ FRAMES_PER_GAME = 108_000
 """30 minutes at 60 frames a second, where evaluations cut games off (Machado et al. 2018)."""
 
 
+_FRAMES_PER_SECOND = 60  # of the console
+
+
 def rom_name(game: str) -> str:
     """The name of a game's file: "pong" from "pong", "Pong", "Pong-v5" or "ALE/Pong-v5".
 
@@ -33,6 +36,8 @@ def rom_name(game: str) -> str:
     base = re.sub(r"(NoFrameskip)?-v\d+$", "", game.removeprefix("ALE/"))
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", base).lower()
     known = roms.get_all_rom_ids()
+    plain = {rom.replace("_", ""): rom for rom in known}  # Gymnasium's names have capitals: UpNDown, TicTacToe3D
+    name = plain.get(name.replace("_", ""), name)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ValueError(
@@ -107,6 +112,7 @@ class AtariGame(gym.Env[np.ndarray, Any]):
         ale_py = import_optional("ale_py", "atari")
         self._cv2 = import_optional("cv2", "atari")
         self.game, self.render_mode = rom_name(game), render_mode
+        self.metadata = {**self.metadata, "render_fps": max(1, round(_FRAMES_PER_SECOND / frame_skip))}
         self._frame_skip, self._noop_max = frame_skip, noop_max
         self._episodic_life, self._clip_reward, self._grayscale = episodic_life, clip_reward, grayscale
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)

@@ -7,6 +7,7 @@ checked.  ``where`` says which rows of the arrays the elements are for: ``slice(
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -55,11 +56,16 @@ def observation_writer(space: gym.Space) -> RowWriter:
 def _leaf_writer(space: gym.Space) -> RowWriter:
     shape, dtype, is_float = space.shape or (), np.dtype(space.dtype), leaf_dtype(space).kind == "f"
     counts_from_zero = not np.any(getattr(space, "start", 0))
+    is_number = counts_from_zero and isinstance(space, gym.spaces.Discrete)
     write_one = writer(space)
 
     def write(array: np.ndarray, where: Any, elements: list[Any]) -> None:
         if not elements:
             return
+        if is_number and all(type(element) is int for element in elements):  # FrozenLake, Taxi, Blackjack
+            with contextlib.suppress(OverflowError):
+                array[where] = elements
+                return
         # Numpy would broadcast one wrong shape that all have in common and convert any type without a word; shapes that
         # differ from each other it refuses.
         try:

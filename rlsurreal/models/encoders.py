@@ -92,6 +92,11 @@ class ObservationEncoder(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.out_features = sum(e.out_features for e in encoders)
         self.num_images = sum(isinstance(e, (ImageNetwork, _Own)) for e in encoders)
+        if encoder in _NETWORKS and not self.num_images:
+            raise ValueError(
+                f"encoder is {encoder!r}, and no entry of {observation_space} is an image [channels, height, width]; "
+                "stack frames as channels, or use encoder='mlp'"
+            )
         self.num_vectors = sum(not isinstance(e, ImageNetwork) for e in encoders)
         # The most common case by far, and the one where every Python call counts.
         self._is_vector = (
@@ -176,6 +181,11 @@ def _leaf_encoder(space: gym.Space, encoder: str, options: dict[str, Any]) -> An
         raise ValueError(
             f"no encoder for observation space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or "
             "a Dict or Tuple of these"
+        )
+    if encoder == "auto" and space.dtype == np.uint8 and len(space.shape) == 4:
+        raise ValueError(
+            f"observations are of shape {space.shape}; images are [channels, height, width]: put what is stacked into "
+            "the channels, or use encoder='mlp', for which they are vectors"
         )
     if encoder == "mlp" or len(space.shape) != 3 or (encoder == "auto" and space.dtype != np.uint8):
         return _Flatten(space.shape)

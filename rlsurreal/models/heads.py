@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from rlsurreal.distributions import Distribution
 from rlsurreal.models.mlp import init_orthogonal
+from rlsurreal.models.trunk import in_float32
 from rlsurreal.utils.namedarraytuple import Tree
 
 
@@ -28,7 +29,7 @@ class PolicyHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tree:
         """Parameters ``[...]`` from ``[..., in_features]``."""
-        return self.distribution.params(self.linear(x).float(), self.free)
+        return self.distribution.params(in_float32(self.linear, x), self.free)
 
 
 class ValueHead(nn.Module):
@@ -41,5 +42,4 @@ class ValueHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[...]`` from ``[..., in_features]``."""
-        value: Tensor = self.linear(x).float()  # also where autocast computed in less
-        return value.squeeze(-1)
+        return in_float32(self.linear, x).squeeze(-1)

@@ -31,7 +31,7 @@ from rlsurreal.distributions.base import to_event
 from rlsurreal.distributions.discrete import Categorical
 from rlsurreal.models.encoders import Encoder, ObservationEncoder
 from rlsurreal.models.normalizers import RunningNorm
-from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, init_uniform, normalized
+from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, in_float32, init_uniform, normalized
 from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import Tree
 
@@ -91,7 +91,7 @@ class _Policy(nn.Module):
         inputs = normalized(inputs, self.normalizer)
         with computing_in(self.precision, inputs.observation):
             features, state = self.trunk(inputs, state, first)
-            return self.linear(features).float(), state
+            return in_float32(self.linear, features), state
 
 
 class DeterministicPolicy(_Policy):

@@ -31,7 +31,7 @@ from rlsurreal.models.encoders import Encoder, ObservationEncoder
 from rlsurreal.models.mlp import ACTIVATIONS
 from rlsurreal.models.noisy import NoisyLinear
 from rlsurreal.models.normalizers import RunningNorm
-from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, init_uniform, normalized
+from rlsurreal.models.trunk import Precision, Trunk, check_precision, computing_in, in_float32, init_uniform, normalized
 from rlsurreal.structs import AgentInputs
 from rlsurreal.utils.namedarraytuple import Tree
 
@@ -206,8 +206,9 @@ class _Stream(nn.Module):
         for i, layer in enumerate(self.layers):
             if i > 0:
                 x = ACTIVATIONS[self.activation](x if self.norms is None else self.norms[i - 1](x))
-            x = layer(x) if noises is None else layer(x, noises[i])
-        return x.float()
+            noise_of_layer = () if noises is None else (noises[i],)
+            x = in_float32(layer, x, *noise_of_layer) if i == len(self.layers) - 1 else layer(x, *noise_of_layer)
+        return x
 
 
 class _QuantileEmbedding(nn.Module):

@@ -106,6 +106,15 @@ def computing_in(precision: Precision, observation: Tree) -> AbstractContextMana
     return torch.autocast(leaves(observation)[0].device.type, torch.bfloat16)
 
 
+def in_float32(layer: Any, x: Tensor, *others: Tensor) -> Tensor:
+    """``layer(x)``, without `computing_in`: eight bits are too few for values of hundreds, and for small ratios."""
+    if not torch.is_autocast_enabled(x.device.type):
+        found: Tensor = layer(x, *others)
+        return found
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float(), *others)  # type: ignore[no-any-return]
+
+
 def normalized(inputs: AgentInputs, normalizer: RunningNorm | None) -> AgentInputs:
     """``inputs`` with the observation normalised."""
     if normalizer is None:

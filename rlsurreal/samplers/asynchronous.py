@@ -42,6 +42,11 @@ class AsyncSampler(SerialSampler):
             raise ValueError(
                 f"num_ready is {self.num_ready}; it must lie between 1 and batch.num_envs={self.batch.num_envs}"
             )
+        if self.batch.num_steps == 1 and self.num_ready < self.batch.num_envs:
+            raise ValueError(
+                f"batch.num_steps is 1 and num_ready {self.num_ready}: no environment can be a row ahead of the "
+                f"others; use num_ready={self.batch.num_envs}, or longer slots"
+            )
         if not hasattr(self.env, "make_async"):
             raise ValueError(
                 f"AsyncSampler.env is a {type(self.env).__name__}, which has no send and receive; use EnvPoolEnv or "
@@ -125,7 +130,7 @@ class AsyncStation:
         """Go on until the next slot is full; its numpy arrays."""
         num_steps = self._num_steps
         end = (self._num_full + 1) * num_steps
-        limit = end + num_steps - 1  # the row after it would fall into the slot that is being filled
+        limit = end + num_steps  # this row would fall into the slot that is being filled
         # An environment is done when its action of row `end` is under way: its rows before are written then.
         while self._row.min() < end:
             results = self._engine.recv()

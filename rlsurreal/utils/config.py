@@ -34,6 +34,7 @@ _ELSEWHERE = {  # what Stable-Baselines3 and CleanRL call our fields
     "n_envs": "num_envs",
     "n_epochs": "num_epochs",
     "n_steps": "num_steps",
+    "target_kl": "kl_stop",
     "target_update_interval": "target_interval",
     "tau": "target_tau",
     "total_timesteps": "total_env_steps",

@@ -178,3 +178,11 @@ def test_recurrent_gradient_is_cut_at_recorded_states(state_interval):
     expected = torch.autograd.grad(total / count, list(agent.module.parameters()))
     for gradient, by_loop in zip(ours, expected, strict=True):
         torch.testing.assert_close(gradient, by_loop, atol=1e-5, rtol=1e-4)
+
+
+def test_a_slot_of_one_row_is_refused_where_advantages_are_normalized():
+    agent = ActorCriticAgent()
+    agent.initialize(Spaces(gs.Box(-1, 1, (3,)), gs.Discrete(2)), seed=0)
+    with pytest.raises(ValueError, match="batch is a single row, whose advantage is normalized to nothing"):
+        A2C().initialize(agent, BatchSpec(1, 1), seed=0)
+    A2C(normalize_advantage="off").initialize(agent, BatchSpec(1, 1), seed=0)

@@ -265,7 +265,8 @@ def test_normalized_advantages(mode, monkeypatch):
 @pytest.mark.parametrize("objective", ["clip", "kl_penalty"])
 def test_halves_weighted_by_their_valid_rows_are_the_whole(objective):
     """With advantages normalized before the cut, and without the hinge, which is not linear in the rows."""
-    ppo = PPO(objective=objective, kl_hinge_coeff=0.0, normalize_advantage="batch", entropy_coeff=0.1)
+    without_hinge = {"kl_hinge_coeff": 0.0} if objective == "kl_penalty" else {}
+    ppo = PPO(objective=objective, normalize_advantage="batch", entropy_coeff=0.1, **without_hinge)
     run = Run(ppo)
     samples = run.sample()
     for _ in range(3):
@@ -507,6 +508,20 @@ def test_kl_stop_with_the_real_kl():
     assert 1 < metrics["update/epochs"] < 50 and metrics["policy/kl"] > 0.01
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_critic_is_judged_as_it_met_the_slot(recompute):
+    several = PPO(num_epochs=5, num_minibatches=2, recompute_advantages=recompute)
+    found = [Run(algo).update() for algo in (PPO(num_epochs=1, num_minibatches=2), several)]
+    assert found[0]["value/explained_variance"] == pytest.approx(found[1]["value/explained_variance"], abs=1e-6)
+
+
+def test_metrics_are_those_of_the_objective():
+    clip, penalty = (Run(PPO(num_minibatches=2, objective=objective)).update() for objective in ("clip", "kl_penalty"))
+    of_one = {"policy/clip_range", "policy/clip_fraction", "policy/kl_coeff"}
+    assert of_one & clip.keys() == {"policy/clip_range", "policy/clip_fraction"}
+    assert of_one & penalty.keys() == {"policy/kl_coeff"}
+
+
 def test_metrics_are_those_of_the_last_epoch(monkeypatch):
     spy = Spy(monkeypatch)
     metrics = Run(PPO(num_epochs=3, num_minibatches=2)).update()
@@ -531,6 +546,9 @@ def test_metrics_are_those_of_the_last_epoch(monkeypatch):
         ({"kl_target": 0.0}, "kl_target is 0"),
         ({"kl_stop": -1.0}, "kl_stop is -1"),
         ({"kl_coeff": -1.0, "objective": "kl_penalty"}, "kl_coeff is -1"),
+        ({"kl_coeff": 0.01, "objective": "kl_penalty"}, "kl_coeff is 0.01; it adapts within 1/35 and 35"),
+        ({"kl_target": 0.01}, "kl_target is 0.01, which is for adaptive_clip.*use kl_stop=0.01"),
+        ({"kl_hinge_coeff": 1.0}, "kl_hinge_coeff is for objective='kl_penalty'"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -262,6 +262,20 @@ def test_bits_of_probability_0_and_1() -> None:
     assert distribution.log_prob(p, torch.tensor([0, 1], dtype=torch.int8)) == 0
 
 
+def test_forbidden_bits_are_0_and_cost_nothing() -> None:
+    distribution = Bernoulli((3,))
+    x = torch.tensor([[0.5, -math.inf, -1.0]], requires_grad=True)
+    p = distribution.params(x)
+    action = distribution.sample(p, Noise(uniform=torch.zeros(1, 3)))
+    assert action.tolist() == [[1, 0, 1]]
+    kept = td.Bernoulli(logits=torch.tensor([0.5, -1.0]))
+    torch.testing.assert_close(distribution.log_prob(p, action)[0], kept.log_prob(torch.ones(2)).sum())
+    torch.testing.assert_close(distribution.entropy(p)[0], kept.entropy().sum())
+    total = (distribution.log_prob(p, action) + distribution.entropy(p) + distribution.kl(p, p)).sum()
+    (gradient,) = torch.autograd.grad(total, x)
+    assert gradient.isfinite().all() and gradient[0, 1] == 0
+
+
 @pytest.mark.parametrize("name", ["categorical", "multi_uneven"])
 def test_forbidden_actions_leave_entropy_kl_and_gradients_finite(name: str) -> None:
     distribution = DISTRIBUTIONS[name]

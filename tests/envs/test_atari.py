@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from ale_py import roms
 
 from rlsurreal.envs import GymnasiumEnv, check_env, make_atari
 from rlsurreal.envs.atari import AtariGame, rom_name
@@ -150,6 +151,11 @@ def test_full_action_space_and_names() -> None:
     assert make_atari("pong", full_action_space=True).action_space.n == 18  # type: ignore[attr-defined]
     for name in ("ms_pacman", "MsPacman", "ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4"):
         assert rom_name(name) == "ms_pacman"
+    assert rom_name("UpNDown-v5") == "up_n_down" and rom_name("ALE/TicTacToe3D-v5") == "tic_tac_toe_3d"
+    for rom in roms.get_all_rom_ids():  # as Gymnasium has them
+        assert rom_name(f"ALE/{rom.title().replace('_', '')}-v5") == rom
+    speeds = [make_atari("pong", frame_skip=skip).metadata["render_fps"] for skip in (1, 2, 4)]
+    assert speeds == [60, 30, 15]
     with pytest.raises(ValueError, match=r"game is 'Brekout', .* did you mean 'breakout'"):
         make_atari("Brekout")
 

@@ -277,9 +277,26 @@ def test_encoder_refuses_what_it_does_not_know() -> None:
         (gs.Box(0, 1, (3,)), "resnet", "encoder is 'resnet'"),
         (gs.Text(3), "auto", "no encoder for observation space"),
         (gs.Dict({}), "auto", "no entries"),
+        (gs.Box(0, 255, (4, 96, 96, 3), np.uint8), "auto", "put what is stacked into the channels"),
+        (gs.Box(0, 255, (84, 84), np.uint8), "nature", "encoder is 'nature', and no entry of .* is an image"),
+        (gs.Discrete(3), "impala", "encoder is 'impala', and no entry of"),
     ]:
         with pytest.raises(ValueError, match=match):
             ObservationEncoder(space, encoder)  # type: ignore[arg-type]
+
+
+def test_in_bfloat16_outputs_have_all_their_digits() -> None:
+    """A value of 200.3 would be 200 or 201; logits near 6 would be 1/32 apart."""
+    model = ActorCritic(OBSERVATIONS["vector"], make_distribution(gs.Discrete(3)), precision="bfloat16")
+    inputs = AgentInputs(torch.rand(64, *OBSERVATIONS["vector"].shape))
+    with torch.no_grad():
+        for head, bias in ((model.value_head, 200.3), (model.policy_head, 6.01)):
+            head.linear.bias.fill_(bias)
+        (params, value), _ = model(inputs, None, None)
+    assert not torch.equal(value, value.to(torch.bfloat16).float())
+    spread = value - 200.3
+    assert spread.abs().max() < 3 and len(value.unique()) > 40
+    assert not torch.equal(params.logits, params.logits.to(torch.bfloat16).float())
 
 
 @pytest.mark.parametrize("recurrent", [None, "lstm", "gru"])

@@ -121,6 +121,17 @@ def test_asynchronous_engine_equals_lock_step(task_id, num_ready):
     assert_same(run(SerialSampler(**shared)), run(AsyncSampler(**shared, num_ready=num_ready)))
 
 
+def test_asynchronous_slots_of_one_row():
+    """As algorithms that learn from replay have them."""
+    shared = settings(EnvPoolEnv(task_id="CartPole-v1"), batch=BatchSpec(1, 3), state_interval=1)
+    serial, ours = SerialSampler(**shared), AsyncSampler(**shared, num_ready=3)
+    for sampler in (serial, ours):
+        sampler.evaluate = list
+    assert_same(run(serial), run(ours))
+    with pytest.raises(ValueError, match="batch.num_steps is 1 and num_ready 2: .* use num_ready=3"):
+        AsyncSampler(**shared, num_ready=2)
+
+
 def test_asynchronous_atari_equals_lock_step():
     env = EnvPoolEnv(task_id="Breakout-v5", kwargs={"episodic_life": True})
     shared = settings(env, batch=BatchSpec(NUM_STEPS, 4), evaluation=EvalSpec(env=EnvPoolEnv(task_id="Breakout-v5")))

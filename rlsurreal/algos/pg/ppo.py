@@ -88,6 +88,17 @@ class PPO(OnPolicy):
             )
         if self.objective not in ("clip", "kl_penalty"):
             raise ValueError(f"PPO.objective is {self.objective!r}; choose 'clip' or 'kl_penalty'")
+        adapts = self.adaptive_clip or self.objective == "kl_penalty"
+        if self.kl_target != PPO.kl_target and not adapts:
+            raise ValueError(
+                f"PPO.kl_target is {self.kl_target}, which is for adaptive_clip=True and objective='kl_penalty'; to stop "
+                f"an update when the KL is above it, use kl_stop={self.kl_target}"
+            )
+        unused = [name for name in ("kl_coeff", "kl_hinge_coeff") if getattr(self, name) != getattr(PPO, name)]
+        if unused and self.objective == "clip":
+            raise ValueError(f"PPO.{unused[0]} is for objective='kl_penalty', and objective is 'clip'; leave it out")
+        if self.kl_coeff != _clamp(self.kl_coeff, _KL_COEFF_RANGE):
+            raise ValueError(f"PPO.kl_coeff is {self.kl_coeff}; it adapts within 1/35 and 35, and must begin there")
         if self.adaptive_clip and self.objective != "clip":
             raise ValueError("PPO.adaptive_clip is for objective='clip'; the KL penalty adapts by itself")
         if self.adaptive_clip and callable(self.clip_range):
@@ -119,6 +130,7 @@ class PPO(OnPolicy):
     def _learn(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """Several epochs of minibatch steps; their metrics."""
         samples, rollout = self._prepare(samples)
+        met = rollout
         coefficients = self._coefficients(progress)
         learning_rate = self._learning_rate_at(progress)
         self._gradient_step.learning_rate.fill_(learning_rate)
@@ -132,14 +144,16 @@ class PPO(OnPolicy):
                 break
         if self.adaptive_clip or self.objective == "kl_penalty":  # else nobody waits for the device
             self._adapt(float(metrics[METRICS.index("policy/kl")]))
-        return {
+        found = {
             **dict(zip(METRICS, metrics)),
             "update/epochs": num_epochs,
             "update/learning_rate": learning_rate,
             "policy/clip_range": coefficients.clip_range,
             "policy/kl_coeff": coefficients.kl_coeff,
-            **self._finish(samples, rollout),
+            **self._finish(samples, met),
         }
+        others = ("policy/kl_coeff",) if self.objective == "clip" else ("policy/clip_range", "policy/clip_fraction")
+        return {name: value for name, value in found.items() if name not in others}
 
     def _epoch(self, rollout: Rollout, coefficients: Coefficients) -> Tensor:
         """Every row once.  Means over the minibatches, in the order of `METRICS`."""
