@@ -91,8 +91,8 @@ class PPO(OnPolicy):
         adapts = self.adaptive_clip or self.objective == "kl_penalty"
         if self.kl_target != PPO.kl_target and not adapts:
             raise ValueError(
-                f"PPO.kl_target is {self.kl_target}, which is for adaptive_clip=True and objective='kl_penalty'; to stop "
-                f"an update when the KL is above it, use kl_stop={self.kl_target}"
+                f"PPO.kl_target is {self.kl_target}, which is for adaptive_clip=True and objective='kl_penalty'; to "
+                f"stop an update when the KL is above it, use kl_stop={self.kl_target}"
             )
         unused = [name for name in ("kl_coeff", "kl_hinge_coeff") if getattr(self, name) != getattr(PPO, name)]
         if unused and self.objective == "clip":
