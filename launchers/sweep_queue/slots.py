@@ -42,7 +42,11 @@ class Slot:
     def environment(self) -> dict[str, str]:
         """Environment variables of a run here."""
         threads = max(1, self.num_threads // max(1, len(self.gpus)))  # of each rank
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus), "OMP_NUM_THREADS": str(threads)}
+        return {
+            "CUDA_VISIBLE_DEVICES": ",".join(self.gpus),
+            "OMP_NUM_THREADS": str(threads),
+            affinity.NUM_CPUS: str(self.num_threads),
+        }
 
     def __str__(self) -> str:
         cpus = f"CPU {format_cpus(self.cpus)}" if self.cpus else f"any {self.num_threads} CPUs"

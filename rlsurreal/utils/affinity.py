@@ -18,6 +18,7 @@ from rlsurreal.utils.cgroups import cpu_quota, read
 
 _log = logging.getLogger(__name__)
 CAN_PIN = hasattr(os, "sched_setaffinity")
+NUM_CPUS = "RLSURREAL_NUM_CPUS"  # environment variable: how many this process and its workers have time for
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,10 @@ def usable_cpus() -> tuple[int, ...]:
 
 
 def count_cpus() -> int:
-    """CPUs that this process has time for: those it may use, or fewer where a container's quota gives less."""
-    quota = cpu_quota()
-    return len(usable_cpus()) if quota is None else min(len(usable_cpus()), max(1, math.ceil(quota)))
+    """CPUs that this process has time for: those it may use, or fewer where a quota, or who started it, gives less."""
+    quota, given = cpu_quota(), os.environ.get(NUM_CPUS, "")
+    limits = [len(usable_cpus()), math.inf if quota is None else math.ceil(quota)]
+    return max(1, int(min(*limits, int(given) if given.isdecimal() else math.inf)))
 
 
 def pin(cpus: Sequence[int]) -> bool:

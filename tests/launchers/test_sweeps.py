@@ -241,7 +241,8 @@ def test_what_a_run_is_told(machine):
     (slot,) = make_slots(Slots(gpus_per_run=2, cpus_per_run=6), 9, uses_gpus=True)
     assert slot == Slot(0, (0, 1, 2, 4, 5, 6), ("0", "1"), 6)
     assert str(slot) == "CPU 0-2,4-6, GPU 0,1"
-    assert slot.environment() == {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "3"}
+    told = {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": "3", "RLSURREAL_NUM_CPUS": str(slot.num_threads)}
+    assert slot.environment() == told
     assert make_slots(Slots(), 4, uses_gpus=False)[0].environment()["CUDA_VISIBLE_DEVICES"] == ""
 
 

@@ -136,6 +136,16 @@ def test_nobody_is_pinned_under_a_quota(machine: pytest.MonkeyPatch, quota: floa
     assert make_affinity(6).worker_cpus == ((),) * 6
 
 
+def test_who_starts_a_process_may_give_it_fewer_cpus(machine: pytest.MonkeyPatch) -> None:
+    for given, expected in (("2", 2), ("0", 1), ("100", 8), ("", 8), ("many", 8)):
+        machine.setenv("RLSURREAL_NUM_CPUS", given)
+        assert affinity.count_cpus() == expected
+    machine.setenv("RLSURREAL_NUM_CPUS", "2")
+    assert make_affinity() == Affinity((), ((), ()), 1)
+    machine.setattr(affinity, "cpu_quota", lambda: 1.5)
+    assert affinity.count_cpus() == 2
+
+
 def test_a_quota_of_all_cpus_does_not_hinder_pinning(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(affinity, "cpu_quota", lambda: 8.0)
     assert make_affinity().worker_cpus != ((),) * 8
