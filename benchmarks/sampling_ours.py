@@ -84,7 +84,7 @@ def python_samplers(env: GymnasiumEnv, model: ModelSpec, sizes: Sequence[int], n
         add(f"serial, {n} envs", lambda batch=batch: SerialSampler(env=env, batch=batch))  # type: ignore[misc]
         add(f"workers, {n} envs", lambda batch=batch: ParallelSampler(env=env, batch=batch))  # type: ignore[misc]
         for schedule in ("lock_step", "alternating", "dynamic"):
-            server = InferenceServer(schedule=schedule, min_batch=max(1, n // 2))
+            server = InferenceServer(schedule=schedule, min_batch=max(1, n // 2) if schedule == "dynamic" else 1)
             add(
                 f"server, {schedule}, {n} envs",
                 lambda batch=batch, server=server: ParallelSampler(env=env, batch=batch, inference=server),  # type: ignore[misc]
