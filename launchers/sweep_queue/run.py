@@ -31,7 +31,7 @@ import psutil
 from plot import DEFAULT_COLUMNS, settings_of
 
 from rlsurreal.utils.affinity import pin
-from rlsurreal.utils.files import atomic_write, lock
+from rlsurreal.utils.files import RUN_LOCK, atomic_write, lock
 
 from .slots import Slot
 from .sweep import Plan
@@ -124,7 +124,7 @@ class Run:
     def _start(self, slot: Slot, train: Path) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOCK, "a") as file, open(self.folder / OUTPUT, "ab") as output:
-            if not lock(file):
+            if not lock(file) or self._is_written():
                 return False
             before = self.record
             self.record = Record(self.words, "running", before.tries + 1 if before else 1, time.time())
@@ -137,6 +137,11 @@ class Run:
             except (OSError, subprocess.SubprocessError) as error:  # no memory, say: the other runs go on
                 output.write(f"error: cannot start the process: {error}\n".encode())
         return True
+
+    def _is_written(self) -> bool:
+        """Whether a process that was not started by a queue, or a rank of one that was, is still at work here."""
+        with open(self.folder / RUN_LOCK, "a") as file:
+            return not lock(file)
 
     def _popen(self, slot: Slot, train: Path, held: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(train), *self.words, "--folder", str(self.folder)]

@@ -32,7 +32,14 @@ from rlsurreal.runners.verdicts import OnRow, make_judge
 from rlsurreal.structs import Samples, Spaces
 from rlsurreal.utils import config
 from rlsurreal.utils.affinity import count_cpus, pin, split_cpus, usable_cpus
-from rlsurreal.utils.files import alone_in, atomic_write, describe_environment, latest_checkpoint, make_run_folder
+from rlsurreal.utils.files import (
+    RUN_LOCK,
+    alone_in,
+    atomic_write,
+    describe_environment,
+    latest_checkpoint,
+    make_run_folder,
+)
 from rlsurreal.utils.logger import MetricLogger
 from rlsurreal.utils.namedarraytuple import leaves
 from rlsurreal.utils.seeding import derive_seed
@@ -72,7 +79,7 @@ class Run:
         self.folder = Path(self._ranks.share(self._choose_folder(resume, folder) if self._ranks.is_first else ""))
         with contextlib.ExitStack() as stack:
             if self._ranks.is_first:  # before anything is read: who has it may still write
-                stack.enter_context(alone_in(self.folder, ".run.lock", "run"))
+                stack.enter_context(alone_in(self.folder, RUN_LOCK, "run"))
             saved = self._load()
             if saved is not None and resume is None:
                 self._check_experiment()

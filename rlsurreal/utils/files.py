@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from rlsurreal.utils.plain import from_plain, to_plain
 
+RUN_LOCK = ".run.lock"  # in a run's folder: held by who writes there
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pt")
 _MAX_DIFF_CHARS = 1_000_000

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from rlsurreal.utils.affinity import count_cpus, usable_cpus
+from rlsurreal.utils.files import RUN_LOCK, alone_in
 
 ROOT = Path(__file__).parents[2]
 if str(ROOT / "launchers") not in sys.path:
@@ -295,6 +296,16 @@ def test_a_folder_in_which_another_process_writes_waits_for_it(tmp_path):
             fcntl.flock(lock, fcntl.LOCK_UN)
             assert process.wait(30) == 0
     assert record(run)["status"] == "finished"
+
+
+def test_a_run_is_held_back_while_ranks_of_a_killed_queue_still_save(tmp_path):
+    run = Run(Plan("r", "r", {}, "stand_in", ("seed=0", "name=r", "total_env_steps=5")), tmp_path / "r")
+    slot = Slot(0, usable_cpus()[:1], (), 1)
+    with alone_in(run.folder, RUN_LOCK, "run"):
+        assert not run.start(slot, STAND_IN) and run.state == "waiting"
+    assert run.start(slot, STAND_IN)
+    wait_for(lambda: run.poll(is_stopping=False), 60.0)
+    assert run.state == "finished"
 
 
 @pytest.mark.parametrize("end", ["finished", "stopped", "failed"])

@@ -19,7 +19,7 @@ from rlsurreal.runners import CheckpointPolicy, Trainer
 from rlsurreal.samplers import AsyncSampler, EvalSpec, InferenceServer, ParallelSampler, SerialSampler
 from rlsurreal.structs import AgentInputs, BatchSpec
 from rlsurreal.testing.envs import FailingEnv
-from rlsurreal.utils.files import alone_in, list_checkpoints, load_checkpoint, save_checkpoint
+from rlsurreal.utils.files import RUN_LOCK, alone_in, list_checkpoints, load_checkpoint, save_checkpoint
 from rlsurreal.utils.namedarraytuple import tree_map
 
 BATCH = BatchSpec(16, 4)
@@ -332,7 +332,7 @@ def test_a_checkpoint_that_is_still_written_is_waited_for_with_an_error(tmp_path
     """Nothing of a run is read before it is this process's own."""
     folder = trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH)).train()
     monkeypatch.setattr("rlsurreal.runners.run.load_latest", lambda folder: pytest.fail("read without the lock"))
-    with alone_in(folder, ".run.lock", "run"), pytest.raises(ValueError, match="another run .* works on"):
+    with alone_in(folder, RUN_LOCK, "run"), pytest.raises(ValueError, match="another run .* works on"):
         trainer(tmp_path, SerialSampler(env=HEALTHY, batch=BATCH)).train(resume=folder)
 
 
