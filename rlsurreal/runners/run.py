@@ -299,11 +299,11 @@ class Run:
 def _changes(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
     """What differs between two trees of settings: dotted names, and both values.
 
-    Not fields that only one version of this library knows, nor what has no name but a place in memory.
+    Not fields that only one version of this library knows, nor what has no name by which it would be found again.
     """
+    if any(isinstance(value, dict) and "repr" in value for value in (before, now)):
+        return
     if isinstance(before, dict) and isinstance(now, dict):
-        if "repr" in before and "repr" in now:
-            return
         for key in dict.fromkeys([*before, *now]):
             if key == "fields":
                 for name in before[key].keys() & now.get(key, {}).keys():
