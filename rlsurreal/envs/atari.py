@@ -34,10 +34,9 @@ def rom_name(game: str) -> str:
     from ale_py import roms
 
     base = re.sub(r"(NoFrameskip)?-v\d+$", "", game.removeprefix("ALE/"))
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", base).lower()
     known = roms.get_all_rom_ids()
     plain = {rom.replace("_", ""): rom for rom in known}  # Gymnasium's names have capitals: UpNDown, TicTacToe3D
-    name = plain.get(name.replace("_", ""), name)
+    name = plain.get(base.replace("_", "").lower(), base.lower())
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlsurreal.agents import ActorCriticAgent
 from rlsurreal.algos.pg.on_policy import OnPolicy, Rollout, rows_of, sequences_of, time_first
 from rlsurreal.ops.losses import masked_mean, value_loss
-from rlsurreal.structs import BatchSpec, Samples
+from rlsurreal.structs import Samples
 from rlsurreal.utils.schedules import Schedule
 
 METRICS = ("loss/policy", "loss/value", "loss/entropy", "update/grad_norm")
@@ -25,15 +25,6 @@ class A2C(OnPolicy):
     learning_rate: float | Schedule = 7e-4
     gae_lambda: float = 1.0
     entropy_coeff: float | Schedule = 0.01
-
-    def initialize(self, agent: ActorCriticAgent, batch: BatchSpec, **options: Any) -> None:
-        """Build the optimizer; see `OnPolicy.initialize`."""
-        if batch.num_steps * (batch.total_envs or batch.num_envs) == 1 and self.normalize_advantage != "off":
-            raise ValueError(
-                "batch is a single row, whose advantage is normalized to nothing; use longer slots, more environments, "
-                "or normalize_advantage='off'"
-            )
-        super().initialize(agent, batch, **options)
 
     def _learn(self, samples: Samples, progress: float) -> Mapping[str, Any]:
         """One gradient step; its metrics."""

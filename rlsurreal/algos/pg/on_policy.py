@@ -85,6 +85,11 @@ class OnPolicy:
     ) -> None:
         """Build the optimizer; see `rlsurreal.structs.Algorithm`."""
         check_agent(self, agent, ActorCriticAgent)
+        if batch.num_steps * (batch.total_envs or batch.num_envs) == 1 and self.normalize_advantage != "off":
+            raise ValueError(
+                "batch is a single row, whose advantage is normalized to nothing; use longer slots, more environments, "
+                "or normalize_advantage='off'"
+            )
         self._agent, self._batch, self._ranks = agent, batch, ranks
         num_steps = None if num_iterations is None else num_iterations * self._num_steps_per_update
         compiled = should_compile(compile, num_steps, _SECONDS_SAVED, recurrent=agent.uses_previous)
